@@ -1,0 +1,1 @@
+"""Benchmarks: ours against a named baseline in the same run."""

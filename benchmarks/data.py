@@ -1,0 +1,38 @@
+"""Where benchmark data lies: the demo's comes with the package, the rest is read in place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from twotower.config import Run, load_run
+from twotower.demo import demo_run
+
+SETTINGS = Path(__file__).parent / "settings"
+
+
+def data_folder() -> Path:
+    """``$TWOTOWER_DATA``, or ``../shared/data`` beside the project."""
+    return Path(os.environ.get("TWOTOWER_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def committed_run(name: str, work: Path, set: Sequence[str] = ()) -> Run:
+    """The committed settings of a benchmark, its store under ``work``."""
+    if name == "debian":
+        return demo_run(work, set)
+    path = SETTINGS / f"{name}.toml"
+    if not path.exists():
+        known = sorted(["debian", *(p.stem for p in SETTINGS.glob("*.toml"))])
+        raise SystemExit(f"no settings named {name!r}: expected one of {known}")
+    run = load_run(path, set)
+    assert run.data is not None
+    if not (data_folder() / name).exists():
+        raise SystemExit(f"{name}: its data is not at {data_folder() / name}; set TWOTOWER_DATA to the folder that holds it")
+
+    def placed(paths: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(data_folder() / Path(p).relative_to(SETTINGS.resolve())) for p in paths)
+
+    data = replace(run.data, interactions=placed(run.data.interactions), test=placed(run.data.test), store=str(work / "store"))
+    return replace(run, data=data)

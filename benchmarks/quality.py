@@ -1,0 +1,110 @@
+"""Recall on real data with committed settings: one fit, one evaluation on the test part.
+
+    python -m benchmarks.quality debian | gowalla | ml-1m [--set loss.temperature=0.07] [--validate]
+
+debian: the demo's settings, fitted on train and validation, packages held out whole, beside popularity and a TF-IDF
+nearest-neighbour vote. gowalla, ml-1m: matrix factorisation on published splits. ``--validate`` fits on train alone and
+measures on the validation part instead (for gowalla and ml-1m on 10% cut from train): settings are chosen with that, by
+``benchmarks.search``, and never on test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import scipy.sparse as sp
+import torch
+
+import twotower.demo
+from benchmarks.baselines import package_texts, tfidf_vote
+from benchmarks.data import committed_run
+from benchmarks.harness import report
+from twotower.config import Run, dump_run
+from twotower.data.held_out import HeldOut, held_out
+from twotower.data.splits import GivenSplit
+from twotower.data.store import Store
+from twotower.evaluation import Evaluation, evaluate_scores
+from twotower.training.loop import Fit, evaluate_retriever, fit_once, open_or_ingest, refit, settings_of
+from twotower.training.recorder import Recorder
+from twotower.training.retriever import Retriever
+
+
+def fitted(run: Run, store: Store, part_E: np.ndarray, *, validate: bool) -> Fit:
+    """Train alone to validate; train and validation together for the test."""
+    with settings_of(run.training), Recorder(None) as recorder:
+        if not validate:
+            return refit(run, store, part_E, run.training.epochs, recorder=recorder)
+        unwatched = np.where(part_E == 0, part_E, -1).astype(np.int8)  # no validation on the way: only the end counts
+        return fit_once(run, store, unwatched, recorder=recorder)
+
+
+def measure(name: str, *, set: list[str], validate: bool) -> None:
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as work:
+        run = committed_run(name, Path(work), set)
+        if validate and name != "debian":
+            run = replace(run, split=GivenSplit(valid=0.1))
+        store = open_or_ingest(run, quiet=True)
+        part_E = run.split.assign(store)
+        fit = fitted(run, store, part_E, validate=validate)
+        asked = "valid" if validate else "test"
+        result = evaluate_retriever(Retriever(run, store, fit.model.towers), part_E, asked)
+        print(result.table())
+        print(f"fitted {fit.epochs:g} epochs, {fit.steps} steps in {fit.seconds:.1f} s")
+        if name == "debian":
+            print(vote(store, part_E, asked).table())
+    names = ("recall@10", "recall@100", "recall@100_tail", "recall@100_unseen") if name == "debian" else ("recall@20", "ndcg@20")
+    metrics = {n: result.metric(n) for n in names} | {"fit_seconds": fit.seconds}
+    report(
+        f"quality {name}" + (" (validation)" if validate else ""),
+        metrics,
+        seconds=time.perf_counter() - started,
+        seed=run.training.seed,
+        settings={"run": dump_run(replace(run, data=None))},
+    )
+
+
+def vote(store: Store, part_E: np.ndarray, asked: str) -> Evaluation:
+    """The TF-IDF baseline on the same questions."""
+    folder = Path(twotower.demo.__file__).parent
+    packages = pq.read_table(folder / "packages.parquet")
+    texts = dict(zip(packages["package"].to_pylist(), package_texts(packages), strict=True))
+    assert store.query_vocabulary is not None
+    query_texts = [texts[q] for q in store.query_vocabulary.ids().to_pylist()]
+    before = np.flatnonzero((part_E >= 0) & (part_E < {"valid": 1, "test": 2}[asked]))
+    known = np.unique(store.query_row[before])
+    target = sp.csr_matrix(
+        (np.ones(len(before), np.float32), (store.query_row[before], store.item_row[before])),
+        shape=(store.n_queries, store.n_items),
+    )[known]
+    questions = held_out(store, part_E, asked)
+    votes = tfidf_vote([query_texts[q] for q in known], target, [query_texts[q] for q in questions.query_Q.tolist()], store.n_items)
+    return _evaluate_votes(questions, votes, np.bincount(store.item_row[before], minlength=store.n_items))
+
+
+def _evaluate_votes(questions: HeldOut, votes: sp.csr_matrix, count_M: np.ndarray) -> Evaluation:
+    def scores(start: int, stop: int) -> torch.Tensor:
+        return torch.from_numpy(votes[start:stop].toarray())
+
+    return evaluate_scores(
+        scores, questions.truth, seen=questions.seen, item_count_M=torch.from_numpy(count_M), k=(10, 100), name="tf-idf vote"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=("debian", "gowalla", "ml-1m"))
+    parser.add_argument("--set", action="append", default=[], help="override a setting")
+    parser.add_argument("--validate", action="store_true", help="measure on the validation part")
+    arguments = parser.parse_args()
+    measure(arguments.name, set=arguments.set, validate=arguments.validate)
+
+
+if __name__ == "__main__":
+    main()

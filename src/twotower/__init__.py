@@ -1,0 +1,154 @@
+"""Two-tower retrieval, with negatives that are right.
+
+    schema      what columns mean                 data        files -> store -> batches
+    towers      features -> vectors               negatives   what positives are compared with
+    frequency   how likely an item is in a batch  losses      objectives
+    scoring     similarity, correction, tiles     optimisers  how parameters move
+    config      a run: all settings, as TOML      training    train, evaluate, recommend
+    evaluation  exact top-k, metrics, tables      cli         the command line
+    records     Batch, Block, Candidates, Encoded: who knows these knows the program
+
+The names below are the public API. They are imported when first used: ``import twotower`` does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config import Data, Evaluation, Run, Training, dump_run, ingest_run, load_run, parse_run
+    from .data.infer import init
+    from .data.ingest import IngestReport, ingest
+    from .data.splits import GivenSplit, LeaveLastOut, QuerySplit, RandomSplit, Split, TimeSplit
+    from .data.store import Store
+    from .errors import ArtifactError, ConfigError, DataError, SchemaError, TwoTowerError
+    from .frequency import ExactFrequency, Frequency, StreamingFrequency
+    from .losses import BPR, BilateralSoftmax, BinaryCrossEntropy, Loss, Losses, Margin, RowLoss, SampledSoftmax
+    from .negatives import InBatch, Mixture, Negatives, Popularity, Sampler, Uniform
+    from .optimisers import Adagrad, AdamW, DenseOptimiser, RowwiseAdagrad, RowwiseAdam, TableOptimiser
+    from .part import Facts, Part
+    from .records import Batch, Block, Candidates, Encoded, Ragged
+    from .schema import (
+        Categorical,
+        Categories,
+        Feature,
+        History,
+        Id,
+        Interactions,
+        Number,
+        Schema,
+        Seed,
+        Text,
+        Time,
+        Vector,
+    )
+    from .towers import TableSettings, Tower, TwoTower
+    from .training import evaluate, recommend, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BPR",
+    "Adagrad",
+    "AdamW",
+    "ArtifactError",
+    "Batch",
+    "BilateralSoftmax",
+    "BinaryCrossEntropy",
+    "Block",
+    "Candidates",
+    "Categorical",
+    "Categories",
+    "ConfigError",
+    "Data",
+    "DataError",
+    "DenseOptimiser",
+    "Encoded",
+    "Evaluation",
+    "ExactFrequency",
+    "Facts",
+    "Feature",
+    "Frequency",
+    "GivenSplit",
+    "History",
+    "Id",
+    "InBatch",
+    "IngestReport",
+    "Interactions",
+    "LeaveLastOut",
+    "Loss",
+    "Losses",
+    "Margin",
+    "Mixture",
+    "Negatives",
+    "Number",
+    "Part",
+    "Popularity",
+    "QuerySplit",
+    "Ragged",
+    "RandomSplit",
+    "RowLoss",
+    "RowwiseAdagrad",
+    "RowwiseAdam",
+    "Run",
+    "SampledSoftmax",
+    "Sampler",
+    "Schema",
+    "SchemaError",
+    "Seed",
+    "Split",
+    "Store",
+    "StreamingFrequency",
+    "TableOptimiser",
+    "TableSettings",
+    "Text",
+    "Time",
+    "TimeSplit",
+    "Tower",
+    "Training",
+    "TwoTower",
+    "TwoTowerError",
+    "Uniform",
+    "Vector",
+    "dump_run",
+    "evaluate",
+    "ingest",
+    "ingest_run",
+    "init",
+    "load_run",
+    "parse_run",
+    "recommend",
+    "train",
+]
+
+_NAMES_OF = {
+    "config": "Data Evaluation Run Training dump_run ingest_run load_run parse_run",
+    "data.infer": "init",
+    "data.ingest": "IngestReport ingest",
+    "data.splits": "GivenSplit LeaveLastOut QuerySplit RandomSplit Split TimeSplit",
+    "data.store": "Store",
+    "errors": "ArtifactError ConfigError DataError SchemaError TwoTowerError",
+    "frequency": "ExactFrequency Frequency StreamingFrequency",
+    "losses": "BPR BilateralSoftmax BinaryCrossEntropy Loss Losses Margin RowLoss SampledSoftmax",
+    "negatives": "InBatch Mixture Negatives Popularity Sampler Uniform",
+    "optimisers": "Adagrad AdamW DenseOptimiser RowwiseAdagrad RowwiseAdam TableOptimiser",
+    "part": "Facts Part",
+    "records": "Batch Block Candidates Encoded Ragged",
+    "schema": "Categorical Categories Feature History Id Interactions Number Schema Seed Text Time Vector",
+    "towers": "TableSettings Tower TwoTower",
+    "training": "evaluate recommend train",
+}
+_MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'twotower' has no attribute {name!r}")
+    found = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

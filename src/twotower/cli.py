@@ -1,0 +1,192 @@
+"""The command line: each verb calls the public function of its name.
+
+Exit status: 0 done, 2 a mistake in what came in (one line on stderr), 130 interrupted. Torch is imported by the verbs
+that need it, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from . import __version__
+from .errors import DataError, TwoTowerError
+
+Overrides = Annotated[tuple[str, ...], Parameter(name="--set", show_default=False)]
+AsJson = Annotated[bool, Parameter(name="--json")]
+
+app = App(
+    name="twotower",
+    help="Two-tower retrieval: from interaction logs to recommendations.",
+    version=__version__,
+    default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+
+
+@app.command
+def demo(*, out: Path = Path("demo")) -> None:
+    """Train, measure and query a small model on data that comes with the package.
+
+    Parameters
+    ----------
+    out
+        Folder for the model and everything on the way to it.
+    """
+    from .demo import demo
+
+    demo(out)
+
+
+@app.command
+def init(
+    interactions: Annotated[list[str], Parameter(consume_multiple=True)],
+    /,
+    *,
+    queries: Path | None = None,
+    items: Path | None = None,
+    out: Path = Path("run.toml"),
+) -> None:
+    """Look at the files and write a first run, to be read and edited.
+
+    Parameters
+    ----------
+    interactions
+        Files or folders of interactions.
+    queries
+        File of query attributes.
+    items
+        File of item attributes.
+    out
+        The run to write; a file that is there is not overwritten.
+    """
+    from .data.infer import init
+
+    print(init(interactions, queries=queries, items=items, out=out).render())
+    print(f"\nwrote {out}: read it, edit it, then: twotower ingest {out}")
+
+
+@app.command
+def ingest(run: Path, /, *, overrides: Overrides = (), overwrite: bool = False, as_json: AsJson = False) -> None:
+    """Read the files of a run into its store, and report what was left out and why.
+
+    Parameters
+    ----------
+    run
+        The run, a TOML file.
+    overrides
+        A setting to change, such as data.store=other; as often as you like.
+    overwrite
+        Replace a store that is there.
+    as_json
+        Print the report as JSON.
+    """
+    from .config import ingest_run, load_run
+
+    report = ingest_run(load_run(run, overrides), overwrite=overwrite)
+    print(_as_json(report) if as_json else report.render())
+
+
+@app.command
+def train(run: Path, /, *, out: Path, overrides: Overrides = ()) -> None:
+    """Train the towers of a run.
+
+    Parameters
+    ----------
+    run
+        The run, a TOML file.
+    out
+        Folder for the model, its settings and its metrics.
+    overrides
+        A setting to change, such as loss.temperature=0.1; as often as you like.
+    """
+    from .config import load_run
+    from .training import train
+
+    print(train(load_run(run, overrides), out).render())
+
+
+@app.command
+def evaluate(model: Path, /, *, split: Literal["valid", "test"] = "test", as_json: AsJson = False) -> None:
+    """Measure a trained model over the full catalogue, beside recommending what is popular.
+
+    Parameters
+    ----------
+    model
+        Folder that train wrote.
+    split
+        Which held-out events are to be found.
+    as_json
+        Print the tables as JSON.
+    """
+    from .training import evaluate
+
+    result = evaluate(model, split=split)
+    print(result.to_json() if as_json else result.table())
+
+
+@app.command
+def recommend(
+    model: Path,
+    /,
+    *,
+    query: str,
+    k: int = 10,
+    filter_seen: Annotated[bool, Parameter(negative="--no-filter-seen")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Find the k best items for a query.
+
+    Parameters
+    ----------
+    model
+        Folder that train wrote.
+    query
+        Columns of the query as a JSON object, such as '{"user_id": "u1"}'.
+    k
+        How many items.
+    filter_seen
+        Leave out what the query is known to like.
+    as_json
+        Print the items as JSON.
+    """
+    columns = _json_object(query)
+    from .training import recommend
+
+    found = recommend(model, columns, k=k, filter_seen=filter_seen)
+    print(_as_json(found) if as_json else "\n".join(f"{best.score:8.4f}  {best.item}" for best in found))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status; without ``arguments`` those of the process are taken."""
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except (CycloptsError, TwoTowerError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _json_object(text: str) -> dict[str, object]:
+    try:
+        parsed = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f'--query: not valid JSON: {error}; expected an object such as \'{{"user_id": "u1"}}\''
+        ) from error
+    if not isinstance(parsed, dict):
+        raise DataError(f'--query: found {text}, expected an object such as \'{{"user_id": "u1"}}\'')
+    return parsed
+
+
+def _as_json(result: object) -> str:
+    return json.dumps(result, default=dataclasses.asdict, ensure_ascii=False)

@@ -1,0 +1,245 @@
+"""A run: one typed tree of all its settings, made in Python or read from TOML.
+
+    run = load_run("run.toml", set=["loss.temperature=0.1"])
+    text = dump_run(run)
+
+``settings`` says how a tree is read, written and overridden; here is what the tree holds, and what its settings have to
+do with one another.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from .data.ingest import IngestReport, ingest
+from .data.splits import GivenSplit, LeaveLastOut, QuerySplit, Split, TimeSplit
+from .errors import ConfigError, TwoTowerError
+from .frequency import ExactFrequency, Frequency, StreamingFrequency
+from .losses import Loss, Losses, RowLoss, SampledSoftmax
+from .negatives import InBatch, Mixture, Negatives, Sampler, Uniform
+from .optimisers import AdamW, DenseOptimiser, RowwiseAdagrad, TableOptimiser
+from .schema import Schema
+from .scoring import DEFAULT_TILE
+from .settings import Codec, format_toml, override, parse_toml
+from .towers import TwoTower
+
+_CODEC = Codec(Losses, Negatives, ExactFrequency | StreamingFrequency)
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where the files are. In a TOML file, paths are relative to that file."""
+
+    interactions: tuple[str, ...]
+    queries: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()
+    valid: tuple[str, ...] = ()
+    """Interactions that are held out for validation."""
+    test: tuple[str, ...] = ()
+    """Interactions that are held out for the test."""
+    store: str = "store"
+    """Folder of the ingested data."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.interactions) > 0, "data.interactions: found no path, expected at least one file or folder")
+
+    def under(self, folder: Path) -> Data:
+        """The same data with relative paths taken from ``folder``, all of them absolute."""
+
+        def rooted(paths: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(os.path.abspath(folder / path) for path in paths)
+
+        return Data(
+            interactions=rooted(self.interactions),
+            queries=rooted(self.queries),
+            items=rooted(self.items),
+            valid=rooted(self.valid),
+            test=rooted(self.test),
+            store=rooted((self.store,))[0],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the towers are trained."""
+
+    batch_of: Literal["pairs", "queries"] = "pairs"
+    """What is drawn: pairs of a query and an item, or queries with all their items."""
+    batch_size: int = 4096
+    """Pairs, or queries, of a batch."""
+    epochs: float = 10.0
+    query_weight: float = 0.0
+    """The weight of a pair is multiplied by (its query's number of pairs) ** query_weight; -0.5 is usual, 0 is off."""
+    tables: TableOptimiser = field(default_factory=RowwiseAdagrad)
+    """Moves the embedding tables."""
+    dense: DenseOptimiser = field(default_factory=AdamW)
+    """Moves everything else."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """Learning rates over the run, after the warm-up: as they are, or down to zero."""
+    warmup_steps: int = 0
+    clip_norm: float | None = None
+    """Largest norm of the gradient of everything but the tables."""
+    tile: int = DEFAULT_TILE
+    """Score rows held at a time; 64 to 256 suit a CPU cache."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of score products; sums and losses are float32 at least."""
+    device: str = "cpu"
+    threads: int | None = None
+    seed: int = 0
+    validate_every: float = 1.0
+    """In epochs."""
+    patience: int | None = None
+    """Validations without a better ``metric`` after which training stops."""
+    metric: str = "recall@100"
+    refit: bool = False
+    """After the best number of epochs is known, train again on training and validation events."""
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("epochs", self.epochs), ("validate_every", self.validate_every)):
+            _require(0 < value < float("inf"), f"training.{name}: found {value}, expected a positive number")
+        counts = {"batch_size": self.batch_size, "tile": self.tile, "threads": self.threads, "patience": self.patience}
+        for name, count in counts.items():
+            _require(count is None or count >= 1, f"training.{name}: found {count}, expected at least 1")
+        for name, start in (("warmup_steps", self.warmup_steps), ("seed", self.seed)):
+            _require(start >= 0, f"training.{name}: found {start}, expected at least 0")
+        _require(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"training.clip_norm: found {self.clip_norm}, expected a positive number",
+        )
+        _require(
+            re.fullmatch(r"[a-z_]+@[1-9][0-9]*", self.metric) is not None,
+            f"training.metric: found {self.metric!r}, expected a metric at a number of items, such as 'recall@100'",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How a model is measured, over the full catalogue."""
+
+    k: tuple[int, ...] = (10, 100)
+    """Lengths of the lists that are measured."""
+    filter_seen: bool = True
+    """Leave out of a query's list what it is known to like from earlier events."""
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.k) > 0 and min(self.k, default=0) >= 1,
+            f"evaluation.k: found {list(self.k)}, expected positive numbers",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All settings of a run. Towers, negatives, loss, frequency and optimisers are recipes: training sets up copies."""
+
+    schema: Schema
+    data: Data | None = None
+    split: Split = field(default_factory=TimeSplit)
+    towers: TwoTower = field(default_factory=TwoTower)
+    frequency: Frequency = field(default_factory=ExactFrequency)
+    negatives: Sampler = field(default_factory=lambda: Mixture(parts=(InBatch(), Uniform(n=8192))))
+    loss: Loss = field(default_factory=SampledSoftmax)
+    training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    def __post_init__(self) -> None:
+        _check_correction(self)
+        _check_split(self)
+        _require(
+            self.training.query_weight == 0 or self.schema.interactions.query is not None,
+            f"training.query_weight: found {self.training.query_weight}, but schema.interactions.query names no "
+            "column, so there is no query to count the pairs of: name it, or set query_weight = 0",
+        )
+
+
+def _check_correction(run: Run) -> None:
+    """A correction needs counts: say so now, not in step 40,000."""
+    if not isinstance(run.loss, RowLoss) or run.loss.correction == "none":
+        return
+    density = run.negatives.density
+    known = {"none": "has no density", "relative": "knows its density only up to an unknown factor"}.get(density)
+    _require(
+        known is None,
+        f"loss.correction: found {run.loss.correction!r}, which needs the expected count of every candidate, but the "
+        f"sampler {type(run.negatives).__name__} {known}: use correction = 'none' or another sampler under negatives",
+    )
+
+
+def _check_split(run: Run) -> None:
+    """A split needs the columns it splits by: say so before hours of ingest."""
+    columns, data, split = run.schema.interactions, run.data, run.split
+    needed = [
+        ("query", columns.query, (QuerySplit, LeaveLastOut)),
+        ("time", columns.time, (TimeSplit, LeaveLastOut)),
+    ]
+    for name, column, kinds in needed:
+        _require(
+            column is not None or not isinstance(split, kinds),
+            f"split: found {type(split).__name__}, but schema.interactions.{name} names no column: name it, or choose "
+            "another split",
+        )
+    given = columns.split is not None or data is None or bool(data.valid or data.test)
+    _require(
+        given or not isinstance(split, GivenSplit),
+        "split: found GivenSplit, but nothing says what is held out: name schema.interactions.split, or the files "
+        "data.valid and data.test",
+    )
+
+
+def parse_run(text: str, *, set: Sequence[str] = (), name: str = "run") -> Run:
+    """The run a TOML text describes, with settings such as ``loss.temperature=0.1`` laid over it.
+
+    Raises ConfigError (SchemaError for the schema) that starts with ``name``.
+    """
+    tree = parse_toml(text, name)
+    for setting in set:
+        tree = override(tree, setting)
+    try:
+        run = _CODEC.decode(Run, tree)
+    except TwoTowerError as error:
+        raise type(error)(f"{name}: {error}") from error
+    assert isinstance(run, Run)
+    return run
+
+
+def load_run(path: str | Path, set: Sequence[str] = ()) -> Run:
+    """The run of a TOML file. Paths under ``data`` are relative to the file, and absolute in the result."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"{path}: {reason}, expected a run as TOML; `twotower init` writes one") from error
+    run = parse_run(text, set=set, name=str(path))
+    return run if run.data is None else replace(run, data=run.data.under(Path(path).parent))
+
+
+def dump_run(run: Run) -> str:
+    """The run as TOML that ``parse_run`` reads back, with all defaults spelt out."""
+    return format_toml(_CODEC.encode(Run, run))
+
+
+def ingest_run(run: Run, *, overwrite: bool = False) -> IngestReport:
+    """Ingest the files of a run into its store; see ``data.ingest.ingest``."""
+    if run.data is None:
+        raise ConfigError("data is missing: it names the files, such as [data] interactions = ['events.parquet']")
+    return ingest(
+        run.schema,
+        interactions=run.data.interactions,
+        queries=run.data.queries or None,
+        items=run.data.items or None,
+        valid=run.data.valid or None,
+        test=run.data.test or None,
+        out=run.data.store,
+        overwrite=overwrite,
+    )

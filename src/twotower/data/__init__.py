@@ -1,0 +1,1 @@
+"""From files to encoded columns: readers, vocabularies, encoders and the store."""

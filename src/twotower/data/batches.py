@@ -1,0 +1,299 @@
+"""Training events as shuffled batches: of pairs, or of queries with all their positives.
+
+Vectorised throughout: a batch is a handful of index operations on memory-mapped columns, about a thousandth of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DataError
+from ..part import Facts
+from ..records import Batch, Features, Ragged, spans
+from ..schema import History, Id, Schema, table_of
+from .store import Store
+
+BatchOf = Literal["pairs", "queries"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Distinct (query, item) pairs sorted by query, then item: list q is the items of query q."""
+
+    offset: Tensor
+    """[n_queries + 1]"""
+    item: Tensor
+    weight: Tensor
+    """Summed over equal pairs."""
+    first_us: Tensor | None
+    """Time of the first of equal pairs."""
+
+    def items(self, query: Tensor) -> Ragged:
+        """All items of the given queries."""
+        return Ragged(offset=self.offset, value=self.item).take(query)
+
+    def items_until(self, query: Tensor, time_us: Tensor) -> Ragged:
+        """The items each query had met by its time."""
+        assert self.first_us is not None
+        start = self.offset.index_select(0, query)
+        offset, at = spans(start, self.offset.index_select(0, query + 1) - start)
+        owner = torch.repeat_interleave(torch.arange(len(query)), offset[1:] - offset[:-1])
+        met = self.first_us.index_select(0, at) <= time_us.index_select(0, owner)
+        count = owner[met].bincount(minlength=len(query))
+        return Ragged(offset=torch.cat([count.new_zeros(1), count.cumsum(0)]), value=self.item.index_select(0, at[met]))
+
+
+def group_pairs(
+    query: np.ndarray, item: np.ndarray, weight: np.ndarray, time_us: np.ndarray | None, n_queries: int
+) -> Pairs:
+    """Events as distinct pairs. Events without a query (row -1) are in no list."""
+    has_query = query >= 0
+    query, item, weight = query[has_query].astype(np.int64), item[has_query].astype(np.int64), weight[has_query]
+    n_items = int(item.max()) + 1 if len(item) else 1
+    key, where = np.unique(query * n_items + item, return_inverse=True)
+    total = np.bincount(where, weights=weight, minlength=len(key)).astype(np.float32)
+    first = None
+    if time_us is not None:
+        first = np.full(len(key), np.iinfo(np.int64).max)
+        np.minimum.at(first, where, time_us[has_query])
+    offset = np.searchsorted(key // n_items, np.arange(n_queries + 1))
+    return Pairs(
+        offset=torch.from_numpy(offset.astype(np.int64)),
+        item=torch.from_numpy(key % n_items),
+        weight=torch.from_numpy(total),
+        first_us=None if first is None else torch.from_numpy(first),
+    )
+
+
+class Histories:
+    """The most recent items of a query strictly before a moment, for every ``History`` feature."""
+
+    def __init__(self, store: Store, events: np.ndarray) -> None:
+        """From the events (indices) that may be remembered."""
+        schema = store.schema
+        self.features = [
+            (name, f, id_rows(store, table_of("context", name, f)))
+            for name, f in schema.context.items()
+            if isinstance(f, History)
+        ]
+        self.offset = torch.zeros(1, dtype=torch.int64)
+        if not self.features:
+            return
+        if store.time_us is None:
+            name = self.features[0][0]
+            raise ConfigError(f"schema.context.{name}: a History needs the time of events, but interactions.time is not set")
+        query, time_us = np.asarray(store.query_row[events]), np.asarray(store.time_us[events])
+        order = np.lexsort((time_us, query))
+        query, self.time_us = query[order].astype(np.int64), time_us[order]
+        self.item = torch.from_numpy(np.asarray(store.item_row[events])[order].astype(np.int64))
+        self.offset = torch.from_numpy(np.searchsorted(query, np.arange(store.n_queries + 1)).astype(np.int64))
+        self.query = query
+
+    def before(self, query: Tensor, time_us: np.ndarray | None) -> Features:
+        """History features of queries at their times; of everything remembered where no time is given."""
+        found: Features = {}
+        if not self.features:
+            return found
+        none = query < 0
+        start = self.offset.index_select(0, query.clamp(min=0))
+        stop = self.offset.index_select(0, query.clamp(min=0) + 1)
+        if time_us is not None:
+            stop = self._strictly_before(query, time_us, start, stop)
+        stop = torch.where(none, start, stop)
+        for name, feature, row_M in self.features:
+            first = torch.maximum(start, stop - feature.k)
+            offset, at = spans(first, stop - first)
+            length = offset[1:] - offset[:-1]
+            weight = torch.repeat_interleave(1.0 / length.clamp(min=1).float(), length)
+            found[name] = Ragged(offset=offset, value=row_M.index_select(0, self.item.index_select(0, at)), weight=weight)
+        return found
+
+    def _strictly_before(self, query: Tensor, time_us: np.ndarray, start: Tensor, stop: Tensor) -> Tensor:
+        """First place of each query's span whose time is not before: a binary search in every span at once."""
+        low, high = start.numpy().copy(), stop.numpy().copy()
+        while (low < high).any():
+            middle = (low + high) // 2
+            earlier = (low < high) & (self.time_us[np.minimum(middle, len(self.time_us) - 1)] < time_us)
+            low, high = np.where(earlier, middle + 1, low), np.where(earlier | (low >= high), high, middle)
+        return torch.from_numpy(low)
+
+
+def id_rows(store: Store, table: str | None) -> Tensor:
+    """[M] row of every catalogue item in the embedding table of item ids."""
+    for name, feature in store.schema.item.items():
+        if isinstance(feature, Id) and table_of("item", name, feature) == table:
+            column = store.item[name]
+            assert isinstance(column, np.ndarray)
+            return torch.from_numpy(np.asarray(column).astype(np.int64))
+    raise ConfigError(f"schema.context: no item feature of kind Id uses the table {table!r}")
+
+
+def varies_within_query(schema: Schema) -> bool:
+    """Whether a query's features depend on the event, not only on who asks."""
+    return bool(schema.context) or schema.interactions.query is None
+
+
+class TrainingBatches:
+    """The training events of a store, shuffled anew every epoch by (seed, epoch)."""
+
+    def __init__(
+        self,
+        store: Store,
+        events: np.ndarray,
+        *,
+        batch_of: BatchOf,
+        batch_size: int,
+        query_weight: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """``events`` are the indices to train on; ``query_weight`` multiplies a pair's weight by n_q ** query_weight, n_q the
+        number of training pairs of its query."""
+        if not len(events):
+            raise DataError("training: no event is left to train on")
+        self.store, self.events = store, events
+        self.batch_of, self.batch_size, self.seed = batch_of, batch_size, seed
+        query = np.asarray(store.query_row[events])
+        item = np.asarray(store.item_row[events])
+        weight = np.asarray(store.weight[events])
+        time_us = None if store.time_us is None else np.asarray(store.time_us[events])
+        self.event_query = torch.from_numpy(query.astype(np.int64))
+        self.event_item = torch.from_numpy(item.astype(np.int64))
+        self.event_weight = torch.from_numpy(weight.astype(np.float32))
+        self.event_us = time_us
+        self.pairs = group_pairs(query, item, weight, time_us, store.n_queries)
+        self.known = self._with_self(query, item, weight, time_us)
+        self.histories = Histories(store, events)
+        count_Q = self.pairs.offset[1:] - self.pairs.offset[:-1]
+        self.trained_Q = count_Q.nonzero()[:, 0]
+        self.query_weight_Q = count_Q.clamp(min=1).float() ** query_weight
+        self.varies = varies_within_query(store.schema)
+        if batch_of == "queries" and self.varies:
+            raise ConfigError(
+                "training.batch_of: 'queries' batches whole queries, but this schema has context features (or no query id), "
+                "which differ from event to event: use batch_of = 'pairs'"
+            )
+
+    def _with_self(
+        self, query: np.ndarray, item: np.ndarray, weight: np.ndarray, time_us: np.ndarray | None
+    ) -> Pairs:
+        """What is never a negative: known positives, and the query's own item where queries are items."""
+        own = self.store.query_item_row
+        if own is None:
+            return self.pairs
+        self_query = np.flatnonzero(np.asarray(own) >= 0)
+        self_item = np.asarray(own)[self_query]
+        times = None if time_us is None else np.concatenate([time_us, np.full(len(self_query), np.iinfo(np.int64).min)])
+        return group_pairs(
+            np.concatenate([query, self_query]),
+            np.concatenate([item, self_item]),
+            np.concatenate([weight, np.zeros(len(self_query), np.float32)]),
+            times,
+            self.store.n_queries,
+        )
+
+    @property
+    def n_batched(self) -> int:
+        """Events or queries of an epoch."""
+        return len(self.events) if self.batch_of == "pairs" else len(self.trained_Q)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch; the last may be smaller."""
+        return -(-self.n_batched // self.batch_size)
+
+    def facts(self) -> Facts:
+        """What samplers and frequency estimates need to know before they start."""
+        item = self.event_item if self.batch_of == "pairs" else self.pairs.item
+        return Facts(
+            n_items=self.store.n_items,
+            n_queries=len(self.trained_Q),
+            item_count_M=item.bincount(minlength=self.store.n_items),
+            batch_size=min(self.batch_size, self.n_batched),
+            batch_of=self.batch_of,
+        )
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch, from its step ``start`` on."""
+        rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(self.n_batched, generator=rng)
+        for step in range(start, self.steps_per_epoch):
+            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield self.of_events(index) if self.batch_of == "pairs" else self.of_queries(self.trained_Q[index])
+
+    def of_queries(self, query_B: Tensor) -> Batch:
+        """Whole queries with all their positives."""
+        start = self.pairs.offset.index_select(0, query_B)
+        offset, at = spans(start, self.pairs.offset.index_select(0, query_B + 1) - start)
+        of_P = torch.repeat_interleave(torch.arange(len(query_B)), offset[1:] - offset[:-1])
+        item_P = self.pairs.item.index_select(0, at)
+        same = self.known is self.pairs
+        return Batch(
+            query=self.store.query.take(query_B),
+            query_B=query_B,
+            item_P=item_P,
+            of_P=of_P,
+            weight_P=self.pairs.weight.index_select(0, at) * self.query_weight_Q[query_B].index_select(0, of_P),
+            known=Ragged(offset=offset, value=item_P) if same else self.known.items(query_B),
+        )
+
+    def of_events(self, index: Tensor) -> Batch:
+        """Pairs; those of one query share its row where nothing about the query depends on the event."""
+        query_P, item_P, weight_P = self.event_query[index], self.event_item[index], self.event_weight[index]
+        if self.store.n_queries:
+            weight_P = weight_P * torch.where(query_P < 0, 1.0, self.query_weight_Q[query_P.clamp(min=0)])
+        if self.event_us is None and not self.varies:
+            query_B, of_P = query_P.unique(return_inverse=True)
+            by_query = torch.sort(of_P, stable=True).indices
+            query, known = self.store.query.take(query_B), self.known.items(query_B)
+            return Batch(
+                query=query,
+                query_B=query_B,
+                item_P=item_P[by_query],
+                of_P=of_P[by_query],
+                weight_P=weight_P[by_query],
+                known=known,
+            )
+        return Batch(
+            query=self.features_at(index, query_P),
+            query_B=query_P,
+            item_P=item_P,
+            of_P=torch.arange(len(index)),
+            weight_P=weight_P,
+            known=self._known_at(index, query_P, item_P),
+        )
+
+    def features_at(self, index: Tensor, query_P: Tensor) -> Features:
+        """Query and context features of events, histories cut strictly before each."""
+        event = torch.from_numpy(np.asarray(self.events))[index]
+        time_us = None if self.event_us is None else self.event_us[index.numpy()]
+        return query_features(self.store, query_P, event, self.histories, time_us)
+
+    def _known_at(self, index: Tensor, query_P: Tensor, item_P: Tensor) -> Ragged:
+        """Known items of each event's query up to its time; an event without a query knows its own item."""
+        if self.store.schema.interactions.query is None:
+            return Ragged(offset=torch.arange(len(index) + 1), value=item_P)
+        if self.event_us is None:
+            return self.known.items(query_P)
+        return self.known.items_until(query_P, torch.from_numpy(self.event_us[index.numpy()]))
+
+
+def query_features(
+    store: Store, query: Tensor, event: Tensor | None, histories: Histories, time_us: np.ndarray | None
+) -> Features:
+    """Features of queries: their attributes, the context of their events, and their histories up to a time."""
+    found: Features = {}
+    if store.schema.query:
+        found.update(store.query.take(query))
+    if any(not isinstance(f, History) for f in store.schema.context.values()):
+        assert event is not None
+        found.update(store.context.take(event))
+    found.update(histories.before(query, time_us))
+    return found
+
+

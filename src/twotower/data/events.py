@@ -1,0 +1,263 @@
+"""The events of all files, cleaned: what stays, and why the others don't."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ..errors import DataError, SchemaError
+from ..schema import Schema, Time
+from .arrow import TimeUnit, did_you_mean, mask_of, microseconds, numbers
+from .catalogue import Side, ids_of
+from .raw_columns import column_groups, columns_of
+from .readers import Chunk, Source, chunks, column_names, naming
+from .report import BAD_TIME, BAD_WEIGHT, NO_ITEM, NO_QUERY, UNKNOWN_ITEM, UNKNOWN_QUERY, Tally
+from .vocabulary import one_array, text_form
+
+PARTS = ("train", "valid", "test")
+"""What a split column says; the number of a part is its place."""
+_LATEST_US = 7_258_118_400 * 10**6  # 2200-01-01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Files of events that belong together."""
+
+    source: Source
+    tally: Tally
+    part: int | None
+    """Their part of the split: 0 train, 1 valid, 2 test; None where no files were given as valid or test."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """The events of a chunk that stay."""
+
+    where: str
+    table: pa.Table
+    """Ids as text, and all columns that features read."""
+    item_row: NDArray[np.int64]
+    """-1 in the first pass where there is no item file."""
+    query_row: NDArray[np.int64]
+    time_us: NDArray[np.int64] | None
+    weight: NDArray[np.float32]
+    part: NDArray[np.int8] | None
+
+
+class Events:
+    """The events of all groups, cleaned. Both passes see the same ones; the first counts what is left out."""
+
+    def __init__(
+        self, schema: Schema, groups: list[Group], sides: Sequence[Side], types: dict[str, pa.DataType]
+    ) -> None:
+        self.groups = groups
+        self._schema, self._types = schema.interactions, types
+        self._query, self._item = sides
+        context = [column for group in column_groups(list(schema.context.values())) for column in group]
+        columns = [self._schema.item, self._schema.query, self._schema.time, self._schema.weight, self._schema.split]
+        attributes = [column for side in sides for column in side.columns_from_events]
+        self._columns = list(dict.fromkeys(c for c in [*columns, *context, *attributes] if c is not None))
+        self._time_is_feature = _time_is_feature(schema)
+        self._check_columns()
+
+    @property
+    def list_columns(self) -> tuple[str, str] | None:
+        """Names of the columns of text lists."""
+        return None if self._schema.query is None else (self._schema.query, self._schema.item)
+
+    def _check_columns(self) -> None:
+        """An attribute that is nowhere is better explained now than when the file is read."""
+        names = column_names(self.groups[0].source, where=self.groups[0].tally.name, list_columns=self.list_columns)
+        for side in (self._query, self._item):
+            for column in side.columns_from_events:
+                if column not in names:
+                    among = "there is no file of" if side.source is None else "neither in the file of"
+                    raise DataError(
+                        f"schema.{side.name}: column {column!r} is not in the interactions, and {among} {side.tally.name}"
+                        f"{did_you_mean(column, names)}; those have {', '.join(names)}"
+                    )
+
+    def kept(self, *, count: bool) -> Iterator[Kept]:
+        """All events that stay, in chunks; with ``count`` those that don't are counted."""
+        for group in self.groups:
+            for chunk in chunks(
+                group.source,
+                where=group.tally.name,
+                columns=self._columns,
+                column_types=self._types,
+                list_columns=self.list_columns,
+            ):
+                with naming(chunk.span()):
+                    kept = self._clean(chunk, group, count)
+                yield kept
+
+    def _clean(self, chunk: Chunk, group: Group, count: bool) -> Kept:
+        causes = _Causes(len(chunk.table))
+        table, item_row, query_row = self._with_ids(chunk, causes)
+        table, time_us = self._with_moments(table, causes)
+        weight = self._weights(table, causes)
+        part = self._parts(chunk, group)
+        causes.mark(UNKNOWN_ITEM, item_row < 0, self._item.vocabulary is not None)
+        causes.mark(UNKNOWN_QUERY, query_row < 0, self._query.vocabulary is not None)
+        if count:
+            group.tally.read += len(table)
+            for cause, mask in causes.masks():
+                group.tally.leave_out(cause, mask, chunk)
+        stays = causes.none()
+        everything = bool(stays.all())
+        return Kept(
+            where=chunk.span(),
+            table=table if everything else table.filter(pa.array(stays)),
+            item_row=item_row[stays],
+            query_row=query_row[stays],
+            time_us=None if time_us is None else time_us[stays],
+            weight=weight[stays],
+            part=None if part is None else part[stays],
+        )
+
+    def _with_ids(self, chunk: Chunk, causes: _Causes) -> tuple[pa.Table, NDArray[np.int64], NDArray[np.int64]]:
+        """The table with its ids as text, and their rows."""
+        table = chunk.table
+        for column, cause in ((self._schema.item, NO_ITEM), (self._schema.query, NO_QUERY)):
+            if column is not None:
+                id_ = ids_of(chunk, column)
+                causes.mark(cause, mask_of(id_.is_null()))
+                table = _replaced(table, column, id_)
+        return table, self._item.rows(table), self._query.rows(table)
+
+    def _with_moments(self, table: pa.Table, causes: _Causes) -> tuple[pa.Table, NDArray[np.int64] | None]:
+        column, unit = self._schema.time, self._schema.time_unit
+        if column is None:
+            return table, None
+        time_us, present = lenient_microseconds(one_array(table[column]), column, unit)
+        causes.mark(BAD_TIME, ~present)
+        if self._time_is_feature:  # as a moment it needs no unit, and no parsing again
+            table = _replaced(table, column, pa.array(time_us, mask=~present).cast(pa.timestamp("us")))
+        return table, time_us
+
+    def _weights(self, table: pa.Table, causes: _Causes) -> NDArray[np.float32]:
+        if self._schema.weight is None:
+            return np.ones(len(table), np.float32)
+        value = numbers(one_array(table[self._schema.weight]), self._schema.weight)
+        with np.errstate(over="ignore"):
+            weight = value.astype(np.float32)
+        causes.mark(BAD_WEIGHT, ~(np.isfinite(weight) & (weight >= 0)))
+        return weight
+
+    def _parts(self, chunk: Chunk, group: Group) -> NDArray[np.int8] | None:
+        if group.part is not None:
+            return np.full(len(chunk.table), group.part, np.int8)
+        if self._schema.split is None:
+            return None
+        value = text_form(chunk.table[self._schema.split], self._schema.split)
+        part = pc.fill_null(pc.index_in(value, value_set=pa.array(PARTS, value.type)), -1)
+        found = np.asarray(part.to_numpy(zero_copy_only=False), np.int8)
+        if (found < 0).any():
+            at = int(np.argmax(found < 0))
+            raise DataError(
+                f"{chunk.file}, row {chunk.first_row + at}, column {self._schema.split!r}: "
+                f"found {value[at].as_py()!r}, expected one of {', '.join(PARTS)}"
+            )
+        return found
+
+
+class _Causes:
+    """Why each row of a chunk is left out: the first cause that was marked."""
+
+    def __init__(self, n: int) -> None:
+        self._cause = np.zeros(n, np.int8)
+        self._names: list[str] = []
+
+    def mark(self, cause: str, mask: NDArray[np.bool_], applies: bool = True) -> None:
+        """Leave out the rows of ``mask`` that still stay."""
+        if applies:
+            self._names.append(cause)
+            self._cause[(self._cause == 0) & mask] = len(self._names)
+
+    def masks(self) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """Each cause with its rows."""
+        for number, name in enumerate(self._names, start=1):
+            yield name, self._cause == number
+
+    def none(self) -> NDArray[np.bool_]:
+        """The rows that stay."""
+        return np.asarray(self._cause == 0, bool)
+
+
+def _replaced(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(column), column, values)
+
+
+def _time_is_feature(schema: Schema) -> bool:
+    """Whether Time features, and no others, read the column of the event's time.
+
+    Raises:
+        SchemaError: one of them reads it in another unit.
+    """
+    column, unit = schema.interactions.time, schema.interactions.time_unit
+    users = [(side, name, f) for side, name, f in schema.features() if column is not None and column in columns_of(f)]
+    for side, name, feature in users:
+        if isinstance(feature, Time) and feature.unit != unit:
+            raise SchemaError(
+                f"schema: {side}.{name} reads the column {column!r} in unit {feature.unit!r}, but interactions.time_unit "
+                f"is {unit!r}: set unit = {unit!r}"
+            )
+    return bool(users) and all(isinstance(feature, Time) for _, _, feature in users)
+
+
+# ---------------------------------------------------------------- moments, row by row forgiving
+
+_ISO = (
+    r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
+    r"([ T]([01]\d|2[0-3])(:[0-5]\d(:[0-5]\d(\.\d+)?)?(Z|[+-]([01]\d|2[0-3]):?[0-5]\d)?)?)?$"
+)
+_NO_SUCH_DAY = r"^\d{4}-(02-3|0[469]-31|11-31)"
+_NUMBER = r"^[+-]?\d+(\.\d+)?$"
+
+
+def lenient_microseconds(array: pa.Array, column: str, unit: TimeUnit) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Like ``arrow.microseconds``, but a value that can't be read, or is not in 1970-2200, is missing.
+
+    Raises:
+        DataError: the column is of a type that holds no moments.
+    """
+    try:
+        time_us, present = microseconds(array, column, unit)
+    except DataError:
+        time_us, present = microseconds(_readable(array, column, unit), column, unit)
+    return time_us, present & (time_us >= 0) & (time_us < _LATEST_US)
+
+
+def _readable(array: pa.Array, column: str, unit: TimeUnit) -> pa.Array:
+    """The values that can be read, null for the others. Text is ISO or, where no value is, numbers."""
+    kind = array.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        text = _iso_text(array)
+        if text.null_count < len(text):
+            return text
+        array = pc.if_else(pc.match_substring_regex(array, _NUMBER), array, pa.scalar(None, kind)).cast(pa.float64())
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        return array
+    latest = _LATEST_US / {"s": 10**6, "ms": 10**3, "us": 1, "ns": 1e-3}[unit]
+    fits = np.abs(numbers(array, column)) < latest
+    return pc.if_else(pa.array(fits), array, pa.scalar(None, array.type))
+
+
+def _iso_text(array: pa.Array) -> pa.Array:
+    """The texts that name a moment that exists, to the microsecond."""
+    text = pc.utf8_trim_whitespace(array)
+    is_moment = mask_of(pc.match_substring_regex(text, _ISO)) & ~mask_of(pc.match_substring_regex(text, _NO_SUCH_DAY))
+    is_moment &= ~mask_of(pc.match_substring_regex(text, r"^\d{4}-02-29")) | _in_leap_year(text)
+    text = pc.replace_substring_regex(text, r"(\.\d{6})\d+", r"\1")
+    return pc.if_else(pa.array(is_moment), text, pa.scalar(None, text.type))
+
+
+def _in_leap_year(text: pa.Array) -> NDArray[np.bool_]:
+    digits = pc.if_else(pc.match_substring_regex(text, r"^\d{4}"), pc.utf8_slice_codeunits(text, 0, 4), "1")
+    year = np.asarray(pc.fill_null(digits, "1").cast(pa.int32()).to_numpy(zero_copy_only=False))
+    return np.asarray((year % 4 == 0) & (year % 100 != 0) | (year % 400 == 0), bool)

@@ -1,0 +1,133 @@
+"""Held-out events as questions with known answers: which queries to ask, what is true, what was seen before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..records import Features, Ragged
+from ..schema import History
+from .batches import Histories, Pairs, group_pairs, query_features
+from .store import Store
+
+PARTS = {"train": 0, "valid": 1, "test": 2}
+"""The numbers a split gives to events."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Q questions of one part of a split."""
+
+    store: Store
+    query_Q: Tensor
+    """Row of the query id, -1 none."""
+    event_Q: Tensor | None
+    """The event whose context is asked with; None where a question is a query with all its held-out items."""
+    truth: Ragged
+    """[Q] items that answer, rising inside a list."""
+    seen: Ragged
+    """[Q] items the query met before (and itself, where queries are items), rising inside a list."""
+    histories: Histories
+    n_repeats: int
+    """Held-out pairs left out because the query had met the item before."""
+
+    def __len__(self) -> int:
+        return len(self.query_Q)
+
+    def features(self, start: int, stop: int) -> Features:
+        """Query features of questions ``start`` to ``stop``."""
+        event = None if self.event_Q is None else self.event_Q[start:stop]
+        time_us = None
+        if event is not None and self.store.time_us is not None:
+            time_us = np.asarray(self.store.time_us[event.numpy()])
+        return query_features(self.store, self.query_Q[start:stop], event, self.histories, time_us)
+
+
+def held_out(store: Store, part_E: np.ndarray, part: str, *, filter_seen: bool = True) -> HeldOut:
+    """Questions from the events of ``part`` (valid or test).
+
+    What came before is train, and valid too when test is asked. With ``filter_seen`` an item the query met before is no
+    answer (it could not be recommended) and is counted in ``n_repeats``.
+    """
+    target = PARTS[part]
+    asked = np.flatnonzero(part_E == target)
+    if not len(asked):
+        raise DataError(f"evaluation: the split has no {part} events: give it a {part} share, or a split column with {part!r}")
+    before = np.flatnonzero((part_E >= 0) & (part_E < target))
+    histories = Histories(store, before)
+    seen = seen_pairs(store, before)
+    context = [f for f in store.schema.context.values() if not isinstance(f, History)]
+    if context or store.schema.interactions.query is None:
+        return _by_event(store, asked, seen, histories, filter_seen)
+    return _by_query(store, asked, seen, histories, filter_seen)
+
+
+def seen_pairs(store: Store, before: np.ndarray) -> Pairs:
+    """What each query met in the events ``before``, and itself where queries are items."""
+    query, item = np.asarray(store.query_row[before]), np.asarray(store.item_row[before])
+    if store.query_item_row is not None:
+        own = np.asarray(store.query_item_row)
+        self_query = np.flatnonzero(own >= 0)
+        query, item = np.concatenate([query, self_query]), np.concatenate([item, own[self_query]])
+    return group_pairs(query, item, np.ones(len(query), np.float32), None, store.n_queries)
+
+
+def _by_query(store: Store, asked: np.ndarray, seen: Pairs, histories: Histories, filter_seen: bool) -> HeldOut:
+    query, item = np.asarray(store.query_row[asked]), np.asarray(store.item_row[asked])
+    pairs = group_pairs(query, item, np.ones(len(query), np.float32), None, store.n_queries)
+    truth_all = Ragged(offset=pairs.offset, value=pairs.item)
+    n_repeats = 0
+    if filter_seen:
+        truth_all, n_repeats = _without(truth_all, Ragged(offset=seen.offset, value=seen.item))
+    query_Q = (truth_all.lengths() > 0).nonzero()[:, 0]
+    return HeldOut(
+        store=store,
+        query_Q=query_Q,
+        event_Q=None,
+        truth=truth_all.take(query_Q),
+        seen=seen.items(query_Q) if filter_seen else _nothing(len(query_Q)),
+        histories=histories,
+        n_repeats=n_repeats,
+    )
+
+
+def _by_event(store: Store, asked: np.ndarray, seen: Pairs, histories: Histories, filter_seen: bool) -> HeldOut:
+    query = torch.from_numpy(np.asarray(store.query_row[asked]).astype(np.int64))
+    truth = Ragged(
+        offset=torch.arange(len(asked) + 1),
+        value=torch.from_numpy(np.asarray(store.item_row[asked]).astype(np.int64)),
+    )
+    seen_Q, n_repeats = _nothing(len(asked)), 0
+    event = torch.from_numpy(asked)
+    if filter_seen and store.n_queries:
+        seen_Q = _clear(seen.items(query.clamp(min=0)), query < 0)
+        truth, n_repeats = _without(truth, seen_Q)
+        left = (truth.lengths() > 0).nonzero()[:, 0]
+        query, event, truth, seen_Q = query[left], event[left], truth.take(left), seen_Q.take(left)
+    return HeldOut(
+        store=store, query_Q=query, event_Q=event, truth=truth, seen=seen_Q, histories=histories, n_repeats=n_repeats
+    )
+
+
+def _nothing(n: int) -> Ragged:
+    return Ragged(offset=torch.zeros(n + 1, dtype=torch.int64), value=torch.empty(0, dtype=torch.int64))
+
+
+def _keep(lists: Ragged, kept: Tensor) -> Ragged:
+    count = lists.owner()[kept].bincount(minlength=len(lists))
+    return Ragged(offset=torch.cat([count.new_zeros(1), count.cumsum(0)]), value=lists.value[kept])
+
+
+def _clear(lists: Ragged, cleared: Tensor) -> Ragged:
+    return _keep(lists, ~cleared[lists.owner()])
+
+
+def _without(lists: Ragged, other: Ragged) -> tuple[Ragged, int]:
+    """Lists less the values of the other's list of the same number, and how many went."""
+    top = max(int(lists.value.max()) if len(lists.value) else 0, int(other.value.max()) if len(other.value) else 0) + 1
+    drop = torch.isin(lists.owner() * top + lists.value, other.owner() * top + other.value)
+    return _keep(lists, ~drop), int(drop.sum())

@@ -1,0 +1,344 @@
+"""From raw files to a store, in two streaming passes: fit, then encode and append; then events are sorted by time.
+
+Memory is that of the distinct values of the features and ids, and 16 bytes an event for the sort (the moments in order
+and the order itself): everything else passes through in chunks. On disk the events lie twice for a while.
+
+Nothing is left out in silence. An event is left out, and counted under the first of these that is true of it, where
+
+    its item id or its query id is missing or empty;
+    its time is missing, can't be read, or is not between 1970 and 2200 (what a wrong ``time_unit`` looks like);
+    its weight is missing, negative or not finite;
+    there is an item file (query file) and its item (query) is not in it;
+    it repeats an earlier event: same query, item, moment and part of a given split, whatever its context.
+
+Events without a query id are searches: two alike are two. Of rows of one id in an item or query file the first is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ..errors import DataError, SchemaError
+from ..schema import Feature, History, Number, Schema, Time, Vector
+from .catalogue import Side
+from .column_files import ArrayFile, ColumnsWriter
+from .columns import Column, RaggedArray
+from .encoders import Encoders, EncodersFit
+from .events import Events, Group, Kept
+from .order import BLOCK_EVENTS, Order, in_order, taken
+from .raw_columns import column_types
+from .readers import Source, chunks, naming, reads_once
+from .report import DUPLICATE, EXAMPLES, GroupReport, IngestReport, Tally, render_groups
+from .staging import Staging
+from .store import encode_schema, write_manifest
+
+__all__ = ["IngestReport", "Progress", "ingest"]
+
+_RAW = "raw"
+"""Folder of the events before they are in order."""
+
+Progress = Callable[[str, int], None]
+"""Called now and then with what is being done and the rows that are done."""
+
+
+def ingest(
+    schema: Schema,
+    *,
+    interactions: Source,
+    queries: Source | None = None,
+    items: Source | None = None,
+    valid: Source | None = None,
+    test: Source | None = None,
+    out: str | os.PathLike[str],
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> IngestReport:
+    """Read files or frames into a new store at ``out``.
+
+    The catalogue is the item file's, in its order; without one it is all items of the events that stay, those with many
+    events first. The same of queries. A feature's column that is not in the query or item file is taken from the
+    interactions: the first value of each id that is not missing; events with another value are counted.
+
+    Where a split is given (``schema.interactions.split``, or files of ``valid`` or ``test`` events), what encoders learn
+    (vocabularies, mean and deviation, quantiles) is learnt from training events, and from the queries and items that
+    have some; else from all. Vocabularies of items are of the whole catalogue always.
+
+    Args:
+        schema: what the columns mean.
+        interactions: the events; with ``valid`` or ``test`` the training events.
+        queries: attributes of queries, keyed by ``schema.query_key``.
+        items: attributes of items, keyed by ``schema.item_key``.
+        valid: events given for validation.
+        test: events given for the test.
+        out: folder of the store; made by a rename once all is written, so what interrupts an ingest leaves no store.
+        overwrite: replace a store that is there. A folder that holds anything else is never touched.
+        progress: called with what is being done and the rows that are done.
+
+    Raises:
+        SchemaError: the sources don't fit the schema.
+        DataError: a file, row or value can't be used, or no event stays.
+        ArtifactError: ``out`` is taken or can't be written.
+    """
+    _check_sources(schema, queries, valid, test)
+    with Staging(Path(out), overwrite) as staging:
+        sources = _Sources(interactions=interactions, queries=queries, items=items, valid=valid, test=test)
+        return _Ingest(schema, sources, staging, progress).run()
+
+
+def _check_sources(schema: Schema, queries: Source | None, valid: Source | None, test: Source | None) -> None:
+    if queries is not None and schema.interactions.query is None:
+        raise SchemaError("schema: there is a file of queries, but interactions.query names no column to join it by")
+    if schema.interactions.split is not None and (valid is not None or test is not None):
+        raise SchemaError(
+            f"schema: the split is given twice, by the column {schema.interactions.split!r} and by files of valid or "
+            "test events: leave one out"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sources:
+    interactions: Source
+    queries: Source | None
+    items: Source | None
+    valid: Source | None
+    test: Source | None
+
+
+class _Ingest:
+    """One ingest: its sources, what it learns of them, where it writes."""
+
+    def __init__(self, schema: Schema, sources: _Sources, staging: Staging, progress: Progress | None) -> None:
+        self._started = time.monotonic()
+        self._schema, self._staging, self._folder, self._progress = schema, staging, staging.folder, progress
+        self._types = column_types(schema)
+        self._spooled: list[Path] = []
+        self._query = Side("query", schema, self._rereadable(sources.queries, "queries"), self._types)
+        self._item = Side("item", schema, self._rereadable(sources.items, "items"), self._types)
+        self._events = Events(schema, self._groups_of(sources), (self._query, self._item), self._types)
+        self._missing: dict[str, list[int]] = {}
+        self._arrays: dict[str, Any] = {"query_item_row": None}
+
+    def _groups_of(self, sources: _Sources) -> list[Group]:
+        given = sources.valid is not None or sources.test is not None
+        named = (("interactions", sources.interactions), ("valid", sources.valid), ("test", sources.test))
+        found = [(part, name, self._rereadable(source, name)) for part, (name, source) in enumerate(named)]
+        return [
+            Group(source=source, tally=Tally(name), part=part if given else None)
+            for part, name, source in found
+            if source is not None
+        ]
+
+    def _rereadable(self, source: Source | None, where: str) -> Source | None:
+        """A source that can be read only once is put on disk first."""
+        if source is None or not reads_once(source):
+            return source
+        interactions = self._schema.interactions
+        lists = None if interactions.query is None else (interactions.query, interactions.item)
+        files: list[Path] = []
+        for chunk in chunks(source, where=where, column_types=self._types, list_columns=lists):
+            files.append(self._folder / f"{where}-{len(files)}.arrow")  # a file each: types may differ
+            with pa.OSFile(str(files[-1]), "wb") as file, pa.ipc.new_file(file, chunk.table.schema) as writer:
+                writer.write_table(chunk.table)
+        self._spooled += files
+        return files
+
+    def run(self) -> IngestReport:
+        """Fit, encode, sort, publish."""
+        encoders, n_kept = self._fit()
+        self._encode_sides(encoders)
+        event, context = self._encode_events(encoders, n_kept)
+        order = in_order(event, self._item.n, self._schema.interactions.query is not None)
+        self._count_repeats(event, order.repeated)
+        self._write_in_order("event", event, order)
+        self._write_in_order("context", context, order)
+        self._write_catalogues(encoders)
+        report = self._report(encoders, event, len(order.order))
+        del event, context  # their files go now
+        self._publish(order, report)
+        return report
+
+    def _say(self, what: str, rows: int) -> None:
+        if self._progress is not None:
+            self._progress(what, rows)
+
+    # ------------------------------------------------------------ first pass
+
+    def _fit(self) -> tuple[Encoders, int]:
+        """What stays, the catalogues, and what the encoders learn; how many events stay."""
+        fit = EncodersFit(self._schema)
+        last_us: int | None = None
+        n_kept = 0
+        for kept in self._events.kept(count=True):
+            trained = None if kept.part is None else kept.part == 0
+            self._query.see_events(kept.table, trained)
+            self._item.see_events(kept.table, trained)
+            with naming(kept.where):
+                fit.update("context", kept.table, trained)
+            if kept.time_us is not None and len(kept.time_us):
+                last_us = max(last_us or 0, int(kept.time_us.max()))
+            n_kept += len(kept.table)
+            self._say("reading events", n_kept)
+        if not n_kept:
+            raise DataError("no event can be used:\n" + "\n".join(render_groups(self._groups())))
+        for side in (self._query, self._item):
+            side.close_events()
+            self._fit_side(fit, side)
+        return fit.finish(last_us), n_kept
+
+    def _fit_side(self, fit: EncodersFit, side: Side) -> None:
+        has_split = self._schema.interactions.split is not None or self._events.groups[0].part is not None
+        trained = side.trained() if has_split and side.vocabulary is not None else None
+        for table, start, where in side.tables():
+            with naming(where):
+                fit.update(side.name, table, None if trained is None else trained[start : start + len(table)])
+
+    # ------------------------------------------------------------ second pass
+
+    def _encode_sides(self, encoders: Encoders) -> None:
+        for side in (self._query, self._item):
+            writer = ColumnsWriter(self._folder, side.name)
+            for table, start, where in side.tables():
+                with naming(where):
+                    writer.append(self._encoded(encoders, side.name, table))
+                self._say(f"encoding {side.tally.name}", start + len(table))
+            self._arrays[side.name] = writer.close()
+
+    def _encode_events(self, encoders: Encoders, n_kept: int) -> tuple[dict[str, Column], dict[str, Column]]:
+        """Events and their contexts, as they come, on disk."""
+        (self._folder / _RAW).mkdir()
+        event, context = (ColumnsWriter(self._folder / _RAW, name) for name in ("event", "context"))
+        n = 0
+        for kept in self._events.kept(count=False):
+            event.append(_event_columns(kept))
+            with naming(kept.where):
+                context.append(self._encoded(encoders, "context", kept.table))
+            self._query.count_conflicts(kept.table, kept.query_row)
+            self._item.count_conflicts(kept.table, kept.item_row)
+            n += len(kept.table)
+            self._say("encoding events", n)
+        if n != n_kept:
+            raise DataError(f"interactions: the files changed while they were read ({n_kept:,} events, then {n:,})")
+        return event.close_and_open(), context.close_and_open()
+
+    def _encoded(self, encoders: Encoders, side: str, table: pa.Table) -> dict[str, Column]:
+        encoded = encoders.transform(side, table)
+        for of_side, name, feature in self._schema.features():
+            if of_side == side and not isinstance(feature, History):
+                count = self._missing.setdefault(f"{side}.{name}", [0, 0])
+                count[0] += _n_missing(name, feature, encoded, table)
+                count[1] += len(table)
+        return encoded
+
+    # ------------------------------------------------------------ order
+
+    def _count_repeats(self, event: dict[str, Any], repeated: NDArray[np.int64]) -> None:
+        groups = self._events.groups
+        group = event["split"][repeated] if groups[0].part is not None else np.zeros(len(repeated), np.int8)
+        for found in groups:
+            mine = repeated[group == (found.part or 0)]
+            found.tally.count(DUPLICATE, len(mine), [self._described(event, int(at)) for at in mine[:EXAMPLES]])
+
+    def _described(self, event: dict[str, Any], at: int) -> str:
+        assert self._query.vocabulary is not None  # without queries nothing is a repeat
+        assert self._item.vocabulary is not None
+        query = self._query.vocabulary.ids()[int(event["query_row"][at])].as_py()
+        item = self._item.vocabulary.ids()[int(event["item_row"][at])].as_py()
+        when = f", time {np.datetime64(int(event['time_us'][at]), 'us')}" if "time_us" in event else ""
+        return f"query {query!r}, item {item!r}{when}"
+
+    def _write_in_order(self, name: str, columns: dict[str, Column], order: Order) -> None:
+        writer = ColumnsWriter(self._folder, name)
+        for start in range(0, len(order.order), BLOCK_EVENTS):
+            row = order.order[start : start + BLOCK_EVENTS]
+            writer.append({key: taken(column, row) for key, column in columns.items()})
+            self._say("sorting events", start + len(row))
+        self._arrays[name] = writer.close()
+
+    # ------------------------------------------------------------ the end
+
+    def _write_catalogues(self, encoders: Encoders) -> None:
+        assert self._item.vocabulary is not None  # there are events
+        self._item.vocabulary.save(self._folder / "items.arrow")
+        encoders.save(self._folder / "encoders")
+        if self._query.vocabulary is not None:
+            self._query.vocabulary.save(self._folder / "queries.arrow")
+        if self._query.vocabulary is not None and self._schema.interactions.query_is_item:
+            own = ArrayFile(self._folder / "query_item_row.bin")
+            own.append(self._item.vocabulary.rows(self._query.vocabulary.ids()).astype(np.int32))
+            self._arrays["query_item_row"] = own.close()
+
+    def _groups(self) -> tuple[GroupReport, ...]:
+        tallies = [group.tally for group in self._events.groups]
+        tallies += [side.tally for side in (self._query, self._item) if side.source is not None]
+        return tuple(tally.report() for tally in tallies)
+
+    def _report(self, encoders: Encoders, event: dict[str, Any], n_events: int) -> IngestReport:
+        return IngestReport(
+            store=str(self._staging.out),
+            groups=self._groups(),
+            n_events=n_events,
+            n_queries=self._query.n,
+            n_items=self._item.n,
+            queries_with_events=_n_distinct(event["query_row"], self._query.n),
+            items_with_events=_n_distinct(event["item_row"], self._item.n),
+            missing=self._missing,
+            collisions=encoders.collisions(),
+            conflicts={**self._query.conflicts, **self._item.conflicts},
+            seconds=time.monotonic() - self._started,
+        )
+
+    def _publish(self, order: Order, report: IngestReport) -> None:
+        """Leave only the store's files, write the manifest last, and take the place."""
+        shutil.rmtree(self._folder / _RAW)
+        for file in self._spooled:
+            file.unlink()
+        body = {
+            "schema": encode_schema(self._schema),
+            "counts": {"queries": self._query.n, "items": self._item.n, "events": len(order.order)},
+            "arrays": self._arrays,
+            "days": order.days(),
+            "report": dataclasses.asdict(report),
+        }
+        write_manifest(self._folder, body)
+        self._staging.publish()
+
+
+def _event_columns(kept: Kept) -> dict[str, Column]:
+    columns: dict[str, Column] = {
+        "query_row": kept.query_row.astype(np.int32),
+        "item_row": kept.item_row.astype(np.int32),
+        "weight": kept.weight,
+    }
+    if kept.time_us is not None:
+        columns["time_us"] = kept.time_us
+    if kept.part is not None:
+        columns["split"] = kept.part
+    return columns
+
+
+def _n_missing(name: str, feature: Feature, encoded: dict[str, Column], table: pa.Table) -> int:
+    """Rows without a value: no row or an empty list; of numbers, which encode as the mean, what the raw column says."""
+    if isinstance(feature, (Number, Time, Vector)):
+        return int(pc.sum(table[feature.column].is_null(nan_is_null=True)).as_py() or 0)
+    column = encoded[name]
+    return int((column.lengths() == 0).sum() if isinstance(column, RaggedArray) else (column < 0).sum())
+
+
+def _n_distinct(row: NDArray[np.int32], n: int) -> int:
+    """How many of n rows occur."""
+    occurs = np.zeros(n, bool)
+    for start in range(0, len(row) if n else 0, BLOCK_EVENTS):
+        occurs[row[start : start + BLOCK_EVENTS]] = True
+    return int(occurs.sum())

@@ -1,0 +1,226 @@
+"""The store: encoded events, queries and items on disk, memory-mapped.
+
+    store.json      the manifest: schema, sizes, what every file is and its checksum, days, ingest report; written last
+    *.bin           columns, raw and little-endian
+    *.arrow         the catalogues: raw id of every query and item row
+    encoders/       how raw values become rows and numbers
+
+A store is written into a hidden folder beside its place and takes its place by a rename, so a folder with a manifest is
+whole: whatever interrupts the writing leaves nothing that opens, and the next writing removes the leftover.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ArtifactError, TwoTowerError
+from ..schema import Schema
+from ..settings import Codec
+from .column_files import Tree, open_array, open_column
+from .columns import Columns
+from .encoders import Encoders
+from .vocabulary import Vocabulary
+
+FORMAT = "twotower store"
+VERSION = 1
+MANIFEST = "store.json"
+_AGAIN = "run the ingest again"
+
+
+class Day(NamedTuple):
+    """The events of one day (UTC): events ``start`` to ``stop``."""
+
+    date: date
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Store:
+    """Encoded data. Events are sorted by time where there is one; all arrays are read-only memory maps."""
+
+    path: Path
+    schema: Schema
+    encoders: Encoders
+    report: Tree
+    """What the ingest reported: ``IngestReport`` as plain JSON."""
+    n_queries: int
+    n_items: int
+    n_events: int
+    query_vocabulary: Vocabulary | None
+    """Raw query id <-> row; None where the schema names no query column."""
+    item_vocabulary: Vocabulary
+    """Raw item id <-> row."""
+    query: Columns
+    """Features of all queries, ``n_queries`` rows."""
+    item: Columns
+    """Features of all items, ``n_items`` rows."""
+    context: Columns
+    """Features of all events' contexts, ``n_events`` rows; a History has no column."""
+    query_row: NDArray[np.int32]
+    """[E] row of the query, -1 without a query column."""
+    item_row: NDArray[np.int32]
+    """[E]"""
+    weight: NDArray[np.float32]
+    """[E]"""
+    time_us: NDArray[np.int64] | None
+    """[E] microseconds since 1970, UTC, rising."""
+    split: NDArray[np.int8] | None
+    """[E] the given split: 0 train, 1 valid, 2 test."""
+    days: tuple[Day, ...]
+    """The days that have events, in order; empty without a time."""
+    query_item_row: NDArray[np.int32] | None
+    """[n_queries] where query ids are item ids: the item row of each query, -1 for none."""
+
+    @staticmethod
+    def open(path: str | os.PathLike[str], *, verify: bool = False) -> Store:
+        """Open a store. Sizes of all files are always checked, their checksums with ``verify`` (reads everything).
+
+        Raises:
+            ArtifactError: there is no store, or it is incomplete, damaged or of another version.
+        """
+        folder = Path(path)
+        manifest = read_manifest(folder)
+        _check_files(folder, manifest, verify)
+        try:
+            return _opened(folder, manifest)
+        except ArtifactError:
+            raise
+        except (TwoTowerError, KeyError, TypeError, ValueError, OSError) as error:
+            raise ArtifactError(f"{folder}: the store's manifest is damaged ({error!r}): {_AGAIN}") from error
+
+
+def _opened(folder: Path, manifest: Tree) -> Store:
+    schema = decode_schema(manifest["schema"], folder)
+    counts, arrays = manifest["counts"], manifest["arrays"]
+
+    def columns(side: str, n: int) -> Columns:
+        return Columns({name: open_column(folder, leaf) for name, leaf in arrays[side].items()}, n)
+
+    def array(leaf: Tree | None) -> Any:
+        return None if leaf is None else open_array(folder, leaf)
+
+    has_query = schema.interactions.query is not None
+    event = {name: array(leaf) for name, leaf in arrays["event"].items()}
+    return Store(
+        path=folder,
+        schema=schema,
+        encoders=Encoders.load(folder / "encoders", schema),
+        report=manifest["report"],
+        n_queries=counts["queries"],
+        n_items=counts["items"],
+        n_events=counts["events"],
+        query_vocabulary=Vocabulary.load(folder / "queries.arrow") if has_query else None,
+        item_vocabulary=Vocabulary.load(folder / "items.arrow"),
+        query=columns("query", counts["queries"]),
+        item=columns("item", counts["items"]),
+        context=columns("context", counts["events"]),
+        query_row=event["query_row"],
+        item_row=event["item_row"],
+        weight=event["weight"],
+        time_us=event.get("time_us"),
+        split=event.get("split"),
+        days=tuple(Day(date.fromisoformat(day), start, stop) for day, start, stop in manifest["days"]),
+        query_item_row=array(arrays["query_item_row"]),
+    )
+
+
+# ---------------------------------------------------------------- the schema in the manifest
+
+
+def encode_schema(schema: Schema) -> Tree:
+    """The schema as plain JSON."""
+    return dict(Codec().encode(Schema, schema))
+
+
+def decode_schema(tree: object, folder: Path) -> Schema:
+    """What ``encode_schema`` was given.
+
+    Raises:
+        ArtifactError: the tree is no schema of this version.
+    """
+    try:
+        schema: Schema = Codec().decode(Schema, tree, "schema")
+    except TwoTowerError as error:
+        raise ArtifactError(f"{folder}: the store's schema can't be read ({error}): {_AGAIN}") from error
+    return schema
+
+
+# ---------------------------------------------------------------- the manifest
+
+
+def read_manifest(folder: Path) -> Tree:
+    """The checked manifest of the store in ``folder``.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged or of another version.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise ArtifactError(f"{folder}: there is no store here (no {MANIFEST}): make one with ingest")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{file}: can't be read ({error}): {_AGAIN}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ArtifactError(f"{file}: this is not the manifest of a store")
+    if manifest.get("version") != VERSION:
+        raise ArtifactError(
+            f"{folder}: the store has version {manifest.get('version')}, this program reads version {VERSION}: {_AGAIN}"
+        )
+    if manifest.pop("crc32", None) != _crc_of_tree(manifest):
+        raise ArtifactError(f"{file}: the manifest is damaged (its checksum differs): {_AGAIN}")
+    return manifest
+
+
+def write_manifest(folder: Path, body: Tree) -> None:
+    """Describe every file in ``folder`` and write the manifest: the last step of a store."""
+    manifest = {"format": FORMAT, "version": VERSION, **body, "files": _described(folder)}
+    manifest["crc32"] = _crc_of_tree(manifest)
+    with open(folder / MANIFEST, "w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _crc_of_tree(tree: Tree) -> int:
+    return zlib.crc32(json.dumps(tree, sort_keys=True).encode())
+
+
+def _described(folder: Path) -> Tree:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "crc32": _crc_of_file(path)}
+        for path in files
+    }
+
+
+def _crc_of_file(path: Path) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _check_files(folder: Path, manifest: Tree, verify: bool) -> None:
+    for name, about in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise ArtifactError(f"{folder}: the store is incomplete, {name} is missing: {_AGAIN}")
+        size = path.stat().st_size
+        if size != about["size"]:
+            raise ArtifactError(
+                f"{folder}: the store is damaged, {name} has {size} bytes, expected {about['size']}: {_AGAIN}"
+            )
+        if verify and _crc_of_file(path) != about["crc32"]:
+            raise ArtifactError(f"{folder}: the store is damaged, the checksum of {name} differs: {_AGAIN}")

@@ -1,0 +1,140 @@
+"""The result of an evaluation: numbers by row and metric, as a table and as JSON."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from torch import Tensor
+
+from ..errors import ConfigError
+from .metrics import METRICS
+from .slices import SLICES
+
+MODEL = "model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceSize:
+    """How much there is in a slice."""
+
+    name: str
+    events: str
+    """Training events of its items, in words."""
+    n_items: int
+    n_queries: int
+    """Queries with a relevant item in the slice."""
+    n_pairs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Metrics of a model and of the baselines over the same queries."""
+
+    rows: dict[str, dict[str, float]]
+    """Row (``model``, ``popularity``, ``random``) -> metric -> mean over queries; nan where no query has it."""
+    per_query: dict[str, dict[str, Tensor]]
+    """Row -> metric -> [Q] float64, nan for queries left out; ``coverage`` has no value a query."""
+    slices: tuple[SliceSize, ...]
+    n_queries: int
+    """Queries evaluated: those with a relevant item."""
+    n_queries_without_truth: int
+    """Queries left out because they have none."""
+    n_pairs: int
+    n_pairs_seen: int
+    """Relevant items left out because the query had seen them."""
+    n_items: int
+    seconds: float
+    """For the model's row, vectors given."""
+
+    def metric(self, name: str) -> float:
+        """A metric of the model.
+
+        Raises:
+            ConfigError: no metric of that name.
+        """
+        check_metric(name, self.rows[MODEL])
+        return self.rows[MODEL][name]
+
+    def table(self) -> str:
+        """Plain text: a line a metric, a column a row; then the slices."""
+        metrics = [[metric, *(_number(values[metric]) for values in self.rows.values())] for metric in self.rows[MODEL]]
+        slices = [
+            [size.name, size.events, f"{size.n_items:,}", f"{size.n_queries:,}", f"{size.n_pairs:,}"]
+            for size in self.slices
+        ]
+        return "\n".join(
+            [
+                *_aligned([["", *self.rows], *metrics]),
+                "",
+                *_aligned([["slice", "training events", "items", "queries", "pairs"], *slices]),
+                "",
+                self._counts(),
+            ]
+        )
+
+    def to_json(self) -> str:
+        """Everything but the values a query; null where no query has a metric."""
+        rows = {
+            row: {metric: None if math.isnan(value) else value for metric, value in values.items()}
+            for row, values in self.rows.items()
+        }
+        counts = {
+            "n_queries": self.n_queries,
+            "n_queries_without_truth": self.n_queries_without_truth,
+            "n_pairs": self.n_pairs,
+            "n_pairs_seen": self.n_pairs_seen,
+            "n_items": self.n_items,
+            "seconds": self.seconds,
+        }
+        tree = {"rows": rows, "slices": [asdict(size) for size in self.slices], **counts}
+        return json.dumps(tree, indent=2, allow_nan=False)
+
+    def _counts(self) -> str:
+        left_out = [
+            f"{self.n_queries_without_truth:,} queries left out that have none" * (self.n_queries_without_truth > 0),
+            f"{self.n_pairs_seen:,} relevant items left out that were seen" * (self.n_pairs_seen > 0),
+        ]
+        parts = [
+            f"{self.n_queries:,} queries with {self.n_pairs:,} relevant items among {self.n_items:,}",
+            *(part for part in left_out if part),
+            f"{self.seconds:.1f} s",
+        ]
+        return "; ".join(parts)
+
+
+def metric_names(k: Sequence[int]) -> tuple[str, ...]:
+    """Every metric that an evaluation at these k reports, in order."""
+    names: list[str] = []
+    for at in sorted(set(k)):
+        names += [f"{name}@{at}" for name in METRICS]
+        names += [f"recall@{at}_{part}" for part in SLICES]
+        names += [f"coverage@{at}", f"popularity@{at}"]
+    return tuple(names)
+
+
+def check_metric(name: str, known: Iterable[str]) -> None:
+    """Raise a ``ConfigError`` unless the metric is one of the known."""
+    known = list(known)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"metric {name!r} is not reported, expected one of {', '.join(known)}{hint}")
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:.4f}" if value < 10 else f"{value:,.1f}"
+
+
+def _aligned(lines: list[list[str]]) -> list[str]:
+    """Columns to the right, the first to the left."""
+    columns = [
+        [cell.rjust(max(map(len, column))) if at else cell.ljust(max(map(len, column))) for cell in column]
+        for at, column in enumerate(zip(*lines, strict=True))
+    ]
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]

@@ -1,0 +1,114 @@
+"""What all tiled losses share: correction, exclusion, temperature."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..part import Part
+from ..records import Encoded
+from ..scoring import DEFAULT_TILE, Correction, Exclude, Scores, positive_scores, run
+
+
+class Loss(Part):
+    """Anything that turns ``Encoded`` into a scalar."""
+
+    def forward(
+        self, encoded: Encoded, *, tile: int | None = DEFAULT_TILE, gemm: torch.dtype | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the batch (weighted sum over the total weight) and notes of each positive."""
+        raise TypeError(f"{type(self).__name__} defines no forward")
+
+
+class RowLoss(Loss):
+    """A loss that is a sum over positives, each compared with the candidates of its query.
+
+    Order of operations: similarity, divided by the temperature, then reduced with weights
+    ``log_weight - strength * log_count`` and exclusions inside the reduction. Served scores are uncorrected.
+
+    ``strength`` scales the shape of the counts, not their sum (the mean log count of the shared candidates is kept), so
+    that a sweep does not change the odds of positives against negatives.
+    """
+
+    per_pair: ClassVar[bool] = False
+    """Whether each positive is compared with each candidate; otherwise a query's candidates are reduced once."""
+    by_log_sum_exp: ClassVar[bool] = False
+    corrects_positive: ClassVar[bool] = False
+    """Whether correction ``all`` has a meaning for this loss."""
+
+    temperature: float = 1.0
+    learn_temperature: bool = False
+    min_temperature: float = 0.01
+    """Clamps of a learned temperature."""
+    max_temperature: float = 2.0
+    correction: Correction = "none"
+    strength: float = 1.0
+    exclude: Exclude = "known"
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if not 0 < self.temperature:
+            raise ConfigError(f"loss.temperature of {name}: found {self.temperature}, expected a positive number")
+        if not 0 <= self.strength <= 1:
+            raise ConfigError(f"loss.strength of {name}: found {self.strength}, expected 0 to 1")
+        if self.correction == "all" and not self.corrects_positive:
+            raise ConfigError(
+                f"loss.correction of {name}: 'all' corrects the positive's logit, which only SampledSoftmax has: "
+                "use 'negatives' or 'none'"
+            )
+        if self.exclude == "none" and not self.corrects_positive:
+            raise ConfigError(
+                f"loss.exclude of {name}: 'none' leaves the positive among its own negatives, which only SampledSoftmax "
+                "can account for: use 'positives' or 'known'"
+            )
+        if self.exclude == "none" and self.correction == "negatives":
+            raise ConfigError(
+                f"loss.exclude of {name}: 'none' leaves the positive among its own negatives, which correction "
+                "'negatives' would count twice: use exclude = 'positives' or 'known', or correction = 'all'"
+            )
+        if self.learn_temperature:
+            if not self.min_temperature <= self.temperature <= self.max_temperature:
+                raise ConfigError(
+                    f"loss.temperature of {name}: found {self.temperature}, expected {self.min_temperature} to "
+                    f"{self.max_temperature} (min_temperature, max_temperature) as it is learned"
+                )
+            self.log_temperature = nn.Parameter(torch.tensor(math.log(self.temperature)))
+
+    def current_temperature(self) -> Tensor | float:
+        """The temperature scores are divided by, clamped where it is learned."""
+        if not self.learn_temperature:
+            return self.temperature
+        return self.log_temperature.clamp(math.log(self.min_temperature), math.log(self.max_temperature)).exp()
+
+    def prepare(self, encoded: Encoded) -> tuple[Tensor, dict[str, Tensor]]:
+        """Query vectors over the temperature, and each positive's score."""
+        query_BD = encoded.query_BD / self.current_temperature()
+        return query_BD, {"positive": positive_scores(query_BD, encoded)}
+
+    def rows(self, scores: Scores) -> Tensor:
+        """[p] loss of each positive of a tile."""
+        raise TypeError(f"{type(self).__name__} defines no rows")
+
+    def forward(
+        self, encoded: Encoded, *, tile: int | None = DEFAULT_TILE, gemm: torch.dtype | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``scoring.run``."""
+        return run(self, encoded, tile=tile, gemm=gemm)
+
+
+class LogSumExpRowLoss(RowLoss):
+    """A row loss that sees its candidates only through log sum_j w_j e^{s_j}: reduced once a query, gradient in closed form."""
+
+    by_log_sum_exp: ClassVar[bool] = True
+
+    def finish(self, log_sum_p: Tensor, scores: Scores) -> Tensor:
+        """[p] loss of each positive from its query's log-sum-exp."""
+        raise TypeError(f"{type(self).__name__} defines no finish")
+
+    def rows(self, scores: Scores) -> Tensor:
+        """The same by plain autograd."""
+        return self.finish(scores.to_pairs(scores.log_sum_exp(scores.negative)), scores)

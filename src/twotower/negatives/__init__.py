@@ -1,0 +1,24 @@
+"""Samplers of negatives. A new one is a file, a line in ``Negatives`` and a test."""
+
+from .alias import AliasTable
+from .batch import InBatch
+from .mixture import Mixture
+from .sampler import Density, Look, Sampler, propose
+from .static import Catalogue, Popularity, Uniform
+
+Negatives = Catalogue | InBatch | Mixture | Popularity | Uniform
+"""Every sampler there is: the type of the setting, and the list that contract tests and the docs table go through."""
+
+__all__ = [
+    "AliasTable",
+    "Catalogue",
+    "Density",
+    "InBatch",
+    "Look",
+    "Mixture",
+    "Negatives",
+    "Popularity",
+    "Sampler",
+    "Uniform",
+    "propose",
+]

@@ -1,0 +1,80 @@
+"""What a sampler of negatives is: it draws item rows, and knows the expected count of any item."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ..part import Part
+from ..records import Batch, Block, Candidates, Encoded
+
+if TYPE_CHECKING:
+    from .mixture import Mixture
+
+Density = Literal["exact", "approximate", "relative", "none"]
+"""What ``log_count`` is worth: the law itself, an estimate of it, right up to an unknown factor a query, or nothing."""
+
+
+class Look(Protocol):
+    """The run and the current model as a sampler may see them: without gradient, computed only when asked."""
+
+    @property
+    def query_BD(self) -> Tensor:
+        """Query vectors of the batch."""
+
+    def items(self, row: Tensor) -> Tensor:
+        """Item rows [...] -> their current vectors [..., D]."""
+
+    def log_presence(self, row: Tensor) -> Tensor:
+        """Item rows [...] -> log P(item is in the global batch) [...], as known before this batch."""
+
+
+class Sampler(Part):
+    """Draws candidates to compare the positives with.
+
+    The count of an item is the expected summed weight it has among one query's candidates. It is known for any row,
+    drawn or not: so mixtures add their parts' counts, and a test can hold the draws against the law.
+    """
+
+    density: ClassVar[Density]
+
+    def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
+        """Candidates of one global batch, not yet counted. The same generator state gives the same rows."""
+        raise NotImplementedError
+
+    def log_count(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
+        """log E[summed weight] of any catalogue rows, in the shape of ``row``: -inf for what is never drawn.
+
+        A law of each query's own gives [B, N] for [N] rows.
+        """
+        raise NotImplementedError
+
+    def observe(self, blocks: tuple[Block, ...], encoded: Encoded, look: Look) -> Tensor | None:
+        """Learn from a finished step, once a global batch, with its own blocks; may return a loss of its own."""
+        return None
+
+    def __add__(self, other: Sampler) -> Mixture:
+        """Both together: all candidates of each, counts added."""
+        from .mixture import Mixture  # a mixture is itself a sampler
+
+        return Mixture(parts=(self, other))
+
+
+def propose(sampler: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> Candidates:
+    """Draw, then count every block and the positives by the law of the whole sampler, whichever part an item came from.
+
+    Counts are nan where the sampler has no density. A place without an item (row -1) counts as once.
+    """
+
+    def count(row: Tensor) -> Tensor:
+        if sampler.density == "none":
+            return torch.full(row.shape, float("nan"), device=row.device)
+        return sampler.log_count(row.clamp(min=0), batch, look).masked_fill(row < 0, 0.0)
+
+    blocks = sampler.draw(batch, look, rng)
+    return Candidates(
+        blocks=tuple(block.with_count(count(block.row)) for block in blocks),
+        positive_log_count_P=count(batch.item_P),
+    )

@@ -1,0 +1,169 @@
+"""The records of one training step: who knows these knows the program.
+
+Shapes: ``B`` queries, ``P`` positive pairs (``P = B`` in a batch of pairs), ``N`` shared candidates, ``K`` candidates of a
+query's own, ``M`` catalogue, ``D`` width. A *row* is an encoded number, an *id* the caller's raw value.
+
+    Batch       encoded query features, positives, weights, what each query is known to like
+    Block       candidates of one source: rows and the log of their expected count
+    Candidates  the blocks of one draw
+    Encoded     the vectors a loss compares
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+NEG_INF = float("-inf")
+
+
+def spans(start: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    """Offsets [n + 1] of spans laid end to end, and for each place the index it came from: start, start + 1, ..."""
+    offset = torch.zeros(len(start) + 1, dtype=torch.int64, device=start.device)
+    torch.cumsum(length, 0, out=offset[1:])
+    at = torch.repeat_interleave(start - offset[:-1], length)
+    return offset, at.add_(torch.arange(len(at), device=start.device))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ragged:
+    """n lists end to end: list ``i`` is ``value[offset[i]:offset[i + 1]]``."""
+
+    offset: Tensor
+    """[n + 1] int64, starts at 0."""
+    value: Tensor
+    """Rows, int64."""
+    weight: Tensor | None = None
+    """One float32 a value; None means 1."""
+
+    def __len__(self) -> int:
+        return len(self.offset) - 1
+
+    def lengths(self) -> Tensor:
+        """[n] how many values each list has."""
+        return self.offset[1:] - self.offset[:-1]
+
+    def owner(self) -> Tensor:
+        """[len(value)] which list each value belongs to."""
+        return torch.repeat_interleave(torch.arange(len(self), device=self.offset.device), self.lengths())
+
+    def slice(self, start: int, stop: int) -> Ragged:
+        """Lists ``start`` to ``stop``."""
+        lo, hi = int(self.offset[start]), int(self.offset[stop])
+        weight = None if self.weight is None else self.weight[lo:hi]
+        return Ragged(offset=self.offset[start : stop + 1] - lo, value=self.value[lo:hi], weight=weight)
+
+    def take(self, index: Tensor) -> Ragged:
+        """The lists of ``index`` [n'], in that order, repeats allowed."""
+        start = self.offset.index_select(0, index)
+        offset, at = spans(start, self.offset.index_select(0, index + 1) - start)
+        weight = None if self.weight is None else self.weight.index_select(0, at)
+        return Ragged(offset=offset, value=self.value.index_select(0, at), weight=weight)
+
+    def to(self, device: torch.device | str) -> Ragged:
+        """The same lists on another device."""
+        weight = None if self.weight is None else self.weight.to(device)
+        return Ragged(offset=self.offset.to(device), value=self.value.to(device), weight=weight)
+
+
+Features = dict[str, Tensor | Ragged]
+"""Encoded features of n queries or items: int64 [n] rows (-1: missing), float32 [n] or [n, d] numbers, ragged row lists."""
+
+Items = Callable[[Tensor], Tensor]
+"""Distinct item rows [U] -> vectors [U, D]: the item tower over the features of those rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One global batch. Pairs are sorted by the query they belong to."""
+
+    query: Features
+    """Encoded features of the B queries."""
+    query_B: Tensor
+    """Row of the query id, -1 where it has none."""
+    item_P: Tensor
+    """Item row of each positive."""
+    of_P: Tensor
+    """Which of the B queries each positive belongs to, rising; ``arange(B)`` in a batch of pairs."""
+    weight_P: Tensor
+    """Weight of each positive (reward times query weight), float32."""
+    known: Ragged
+    """[B] lists: items each query is known to like from training events up to now, its positives here included;
+    rising and distinct inside a list."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            query={name: column.to(device) for name, column in self.query.items()},
+            query_B=self.query_B.to(device),
+            item_P=self.item_P.to(device),
+            of_P=self.of_P.to(device),
+            weight_P=self.weight_P.to(device),
+            known=self.known.to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Candidates of one source: ``[N]`` shared by the batch, or ``[B, K]`` one list a query."""
+
+    row: Tensor
+    """Item rows; -1 is no item of the catalogue (then ``vector`` is given or the place is empty)."""
+    log_count: Tensor
+    """log E[summed weight of the item among this query's candidates], shape of ``row`` ([B, N] too); nan: no density."""
+    log_weight: Tensor
+    """Shape of ``row``: 0 for once, log m for m times, -inf for an empty place."""
+    source: int = 0
+    """Which part of a mixture it came from."""
+    of_batch: bool = False
+    """True where the rows are the batch's own positives (each distinct one once)."""
+    vector: Tensor | None = None
+    """``row.shape + [D]``, only where vectors can't be looked up by row (a queue of stale ones)."""
+
+    @staticmethod
+    def of(row: Tensor, *, of_batch: bool = False) -> Block:
+        """Rows that are there once each; whoever draws for a whole sampler fills in the counts."""
+        nothing = torch.zeros(row.shape, device=row.device)
+        return Block(row=row, log_count=nothing + float("nan"), log_weight=nothing, of_batch=of_batch)
+
+    def with_count(self, log_count: Tensor) -> Block:
+        """The same candidates with their expected counts."""
+        return replace(self, log_count=log_count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """What one draw offers: the blocks, counted by the law of the whole sampler."""
+
+    blocks: tuple[Block, ...]
+    positive_log_count_P: Tensor
+    """Log expected count of each positive as a candidate; nan: no density."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """What a loss gets: vectors with gradient. Only ``scoring.encode`` makes it."""
+
+    batch: Batch
+    query_BD: Tensor
+    table_TD: Tensor
+    """Vectors of every distinct item of the batch: positives and own candidates point into it."""
+    positive_slot_P: Tensor
+    column_ND: Tensor
+    """Vectors of the shared candidates, equal rows merged."""
+    shared: Block
+    """[N] rows, rising; ``log_weight`` of a merged row is the log of its summed weight."""
+    slot_BK: Tensor
+    own: Block
+    """[B, K]"""
+    positive_log_count_P: Tensor
+    total_weight: Tensor
+    """Weight of the global batch, a scalar."""
+
+    @property
+    def positives_are_columns(self) -> bool:
+        """Whether each positive of the batch is among the shared columns, because a sampler offered the batch itself."""
+        return self.shared.of_batch

@@ -1,0 +1,591 @@
+"""Query and candidate vectors become scores: similarity, correction and exclusion live here and nowhere else.
+
+``encode`` fetches every distinct item of a batch through the item tower once and merges equal candidates. ``Scores`` is
+what a loss sees of some rows: similarities, and reductions (log-sum-exp, sum, mean) that apply weights, corrections and
+exclusions. ``run`` evaluates a loss tile by tile: rows of whole queries at a time, the gradient formed in the forward pass,
+so that no ``B x N`` matrix is ever held.
+
+``tile=None`` is the *direct* form, plain autograd over one tile: the oracle's twin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .records import NEG_INF, Batch, Block, Candidates, Encoded, Items, Ragged
+
+Correction = Literal["none", "negatives", "all"]
+"""Which logits log-count is subtracted from: no one's, the candidates', or the positive's too."""
+
+Exclude = Literal["known", "positives", "none"]
+"""Which items are no candidates of a query: all it is known to like, its positives of this batch, or none."""
+
+DEFAULT_TILE = 128
+"""Rows of a tile: 64 to 256 keep it in the second-level cache (measured: docs/decisions.md)."""
+
+
+def encode(query_BD: Tensor, items: Items, batch: Batch, candidates: Candidates) -> Encoded:
+    """Vectors of the positives and candidates: one item-tower call over the distinct rows.
+
+    Shared candidates of equal row become one column whose ``log_weight`` is the log of their summed weight, which is exact
+    for log-sum-exp, sum and mean, and keeps the columns sorted by row, so that exclusion is a binary search.
+    """
+    shared = [block for block in candidates.blocks if block.row.dim() == 1]
+    own = [block for block in candidates.blocks if block.row.dim() == 2]
+    shared_block, given_ND = _merge(shared, query_BD)
+    own_block = _join_own(own, len(query_BD), query_BD)
+
+    n_given = 0 if given_ND is None else len(given_ND)
+    column_row = shared_block.row[: len(shared_block.row) - n_given]
+    asked = torch.cat([batch.item_P, column_row, own_block.row.flatten().clamp(min=0)])
+    need, slot = asked.unique(return_inverse=True)
+    table_TD = items(need)
+    positive_slot_P, column_slot, own_slot = slot.split([len(batch.item_P), len(column_row), own_block.row.numel()])
+    column_ND = table_TD.index_select(0, column_slot)
+    if given_ND is not None:
+        shared_block, column_ND = _sort_columns(shared_block, torch.cat([column_ND, given_ND]))
+    return Encoded(
+        batch=batch,
+        query_BD=query_BD,
+        table_TD=table_TD,
+        positive_slot_P=positive_slot_P,
+        column_ND=column_ND,
+        shared=shared_block,
+        slot_BK=own_slot.view(own_block.row.shape),
+        own=own_block,
+        positive_log_count_P=candidates.positive_log_count_P,
+        total_weight=batch.weight_P.sum(),
+    )
+
+
+def positive_scores(query_BD: Tensor, encoded: Encoded) -> Tensor:
+    """[P] similarity of each positive with its query."""
+    scores: Tensor = _PairDot.apply(query_BD, encoded.table_TD, encoded.batch.of_P, encoded.positive_slot_P)
+    return scores
+
+
+class _PairDot(torch.autograd.Function):
+    """<query of p, item of p> for P pairs sorted by query, without ever holding P vectors.
+
+    The products are the gradient of a bag of items by its weights, and their own gradients are weighted bags: three passes
+    over the vectors instead of the ten of gather, multiply and sum.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query_BD: Tensor, table_TD: Tensor, of_P: Tensor, slot_P: Tensor) -> Tensor:
+        ctx.save_for_backward(query_BD, table_TD, of_P, slot_P)
+        with torch.enable_grad():
+            one_P = torch.ones(len(slot_P), dtype=query_BD.dtype, device=query_BD.device).requires_grad_()
+            bag_BD = F.embedding_bag(
+                slot_P, table_TD.detach(), _starts(of_P, len(query_BD)), mode="sum", per_sample_weights=one_P
+            )
+            (score_P,) = torch.autograd.grad(bag_BD, one_P, query_BD)
+        return score_P
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        query_BD, table_TD, of_P, slot_P = ctx.saved_tensors
+        of_query = F.embedding_bag(
+            slot_P, table_TD, _starts(of_P, len(query_BD)), mode="sum", per_sample_weights=outer[0].contiguous()
+        )
+        sorted_slot_P, order_P = slot_P.sort()
+        of_table = F.embedding_bag(
+            of_P.index_select(0, order_P),
+            query_BD,
+            _starts(sorted_slot_P, len(table_TD)),
+            mode="sum",
+            per_sample_weights=outer[0].index_select(0, order_P),
+        )
+        return of_query, of_table, None, None
+
+
+def _starts(rising: Tensor, n: int) -> Tensor:
+    """[n] where each of 0 .. n-1 begins in a rising list of them."""
+    return torch.searchsorted(rising, torch.arange(n, device=rising.device))
+
+
+def _merge(blocks: Sequence[Block], like: Tensor) -> tuple[Block, Tensor | None]:
+    """Shared blocks as one: looked-up rows merged and sorted; given vectors are kept apart, at the end."""
+    looked_up = [block for block in blocks if block.vector is None]
+    given = [block for block in blocks if block.vector is not None]
+    device = like.device
+    row_N = torch.cat([b.row for b in looked_up]) if looked_up else torch.empty(0, dtype=torch.int64, device=device)
+    row_U, where_N = row_N.unique(return_inverse=True)
+    weight_U = torch.zeros(len(row_U), dtype=like.dtype, device=device)
+    first_U = torch.zeros(len(row_U), dtype=torch.int64, device=device)
+    log_count_N = torch.empty(0, dtype=like.dtype, device=device)
+    if looked_up:
+        log_weight_N = torch.cat([b.log_weight for b in looked_up]).to(like.dtype)
+        weight_U.index_add_(0, where_N, log_weight_N.exp())
+        first_U.index_copy_(0, where_N, torch.arange(len(row_N), device=device))
+        log_count_N = torch.cat([b.log_count for b in looked_up]).to(like.dtype)
+    row, log_weight = [row_U], [weight_U.log()]
+    log_count = [log_count_N.index_select(0, first_U)]  # a function of the row alone, so any of its copies will do
+    for block in given:
+        row.append(block.row)
+        log_weight.append(block.log_weight.to(like.dtype))
+        log_count.append(block.log_count.to(like.dtype))
+    merged = Block(
+        row=torch.cat(row),
+        log_count=torch.cat(log_count),
+        log_weight=torch.cat(log_weight),
+        of_batch=any(block.of_batch for block in blocks),
+    )
+    vectors = [block.vector.to(like.dtype) for block in given if block.vector is not None]
+    return merged, torch.cat(vectors) if vectors else None
+
+
+def _sort_columns(shared: Block, column_ND: Tensor) -> tuple[Block, Tensor]:
+    order = torch.sort(shared.row, stable=True).indices
+    sorted_block = replace(
+        shared,
+        row=shared.row[order],
+        log_count=shared.log_count[order],
+        log_weight=shared.log_weight[order],
+    )
+    return sorted_block, column_ND.index_select(0, order)
+
+
+def _join_own(blocks: Sequence[Block], n_queries: int, like: Tensor) -> Block:
+    """Own blocks side by side, [B, K]."""
+    if any(block.vector is not None for block in blocks):
+        raise ValueError("own candidates are looked up by row: a block [B, K] can't bring vectors")
+    if not blocks:
+        empty = torch.empty(n_queries, 0, device=like.device)
+        return Block(row=empty.to(torch.int64), log_count=empty.to(like.dtype), log_weight=empty.to(like.dtype))
+    return Block(
+        row=torch.cat([b.row for b in blocks], 1),
+        log_count=torch.cat([b.log_count for b in blocks], 1).to(like.dtype),
+        log_weight=torch.cat([b.log_weight for b in blocks], 1).to(like.dtype),
+    )
+
+
+def corrected_log_count(log_count: Tensor, encoded: Encoded, strength: float) -> Tensor:
+    """``strength * log_count + k``, with k such that the counts of the whole catalogue keep their sum.
+
+    k = log sum_j c_j - log sum_j c_j^strength, both sums estimated from the candidates at hand: an item that was drawn with
+    weight w stands for w / c_j items. So a sweep of the strength changes the shape of the correction, not the odds of
+    positives against negatives. At strength 1, k = 0.
+    """
+    if strength == 1:
+        return log_count
+    blocks = [(encoded.shared, 0.0), (encoded.own, math.log(max(len(encoded.own.row), 1)))]
+    total = [torch.logsumexp(b.log_weight.flatten() - share, 0) for b, share in blocks if b.row.numel()]
+    shaped = [
+        torch.logsumexp((b.log_weight + (strength - 1) * b.log_count).flatten() - share, 0)
+        for b, share in blocks
+        if b.row.numel()
+    ]
+    if not total:
+        return log_count
+    return strength * log_count + torch.stack(total).logsumexp(0) - torch.stack(shaped).logsumexp(0)
+
+
+class TiledLoss(Protocol):
+    """What the engine asks of a loss."""
+
+    correction: Correction
+    strength: float
+    exclude: Exclude
+    per_pair: bool
+    by_log_sum_exp: bool
+    """The loss is a ``LogSumExpLoss``."""
+
+    def prepare(self, encoded: Encoded) -> tuple[Tensor, dict[str, Tensor]]:
+        """Query vectors [B, D] as scored and the [P] tensors that rows need (``"positive"`` always)."""
+        ...
+
+    def rows(self, scores: Scores) -> Tensor:
+        """Loss of each positive of a tile, [p]."""
+        ...
+
+
+class Lines:
+    """The rows of the score matrix: one a query, or for losses that compare each positive with each candidate one a pair."""
+
+    def __init__(self, encoded: Encoded, loss: TiledLoss) -> None:
+        batch = encoded.batch
+        device = batch.of_P.device
+        self.encoded, self.per_pair = encoded, loss.per_pair
+        self.correction, self.strength, self.exclude = loss.correction, loss.strength, loss.exclude
+        self.query_L = batch.of_P if loss.per_pair else torch.arange(len(batch.query_B), device=device)
+        count = torch.ones_like(self.query_L) if loss.per_pair else batch.of_P.bincount(minlength=len(self.query_L))
+        self.pair_offset = torch.cat([count.new_zeros(1), count.cumsum(0)])
+        """[L + 1] pairs of line l are ``pair_offset[l]`` to ``pair_offset[l + 1]``"""
+        self.pair_start = self.pair_offset.tolist()
+        self.excluded = self._excluded_items()
+        self.slot_LK = encoded.slot_BK.index_select(0, self.query_L) if loss.per_pair else encoded.slot_BK
+        self.own = encoded.own if not loss.per_pair else _take_own(encoded.own, self.query_L)
+        row_N = encoded.shared.row
+        self.columns_distinct = bool((row_N[1:] > row_N[:-1]).all())
+        self.shift_N = self._log_weight(encoded.shared)
+        self.shift_LK = self._log_weight(self.own)
+
+    def __len__(self) -> int:
+        return len(self.query_L)
+
+    def _excluded_items(self) -> Ragged | None:
+        batch = self.encoded.batch
+        if self.exclude == "none":
+            return None
+        if self.exclude == "known":
+            lists = batch.known
+        else:
+            count = batch.of_P.bincount(minlength=len(batch.query_B))
+            lists = Ragged(offset=torch.cat([count.new_zeros(1), count.cumsum(0)]), value=_sorted_in_lists(batch))
+        return lists.take(self.query_L) if self.per_pair else lists
+
+    def _log_weight(self, block: Block) -> Tensor:
+        """Weight of a candidate in every reduction: its own times its correction."""
+        if self.correction == "none":
+            return block.log_weight
+        return block.log_weight - corrected_log_count(block.log_count, self.encoded, self.strength)
+
+    def excluded_at(self, start: int, stop: int) -> Tensor:
+        """Flat positions in the [C, N + K] tile of candidates that lines ``start`` to ``stop`` must not see."""
+        device = self.query_L.device
+        if self.excluded is None:
+            return torch.empty(0, dtype=torch.int64, device=device)
+        row_N, n_own = self.encoded.shared.row, self.own.row.shape[1]
+        lists = self.excluded.slice(start, stop)
+        line, item = lists.owner(), lists.value
+        left = torch.searchsorted(row_N, item)
+        width = len(row_N) + n_own
+        if not len(row_N):
+            flat = item.new_empty(0)
+        elif self.columns_distinct:
+            found = row_N.index_select(0, left.clamp(max=len(row_N) - 1)) == item
+            flat = line[found] * width + left[found]
+        else:  # a queue may hold an item several times
+            hits = torch.searchsorted(row_N, item, right=True) - left
+            first = torch.repeat_interleave(left - (hits.cumsum(0) - hits), hits)
+            flat = torch.repeat_interleave(line, hits) * width + first + torch.arange(int(hits.sum()), device=device)
+        if not n_own:
+            return flat
+        return torch.cat([flat, self._excluded_own(start, stop, line, item, width)])
+
+    def _excluded_own(self, start: int, stop: int, line: Tensor, item: Tensor, width: int) -> Tensor:
+        own_CK = self.own.row[start:stop]
+        if not len(item):
+            return torch.empty(0, dtype=torch.int64, device=own_CK.device)
+        stride = int(torch.maximum(item.max(), own_CK.max())) + 2
+        key = line * stride + item  # rises: lines rise, and items rise inside a list
+        want_CK = torch.arange(stop - start, device=own_CK.device)[:, None] * stride + own_CK
+        at_CK = torch.searchsorted(key, want_CK).clamp(max=len(key) - 1)
+        hit_CK = (key[at_CK] == want_CK) & (own_CK >= 0)
+        hit_line, hit_k = hit_CK.nonzero(as_tuple=True)
+        return hit_line * width + (width - own_CK.shape[1]) + hit_k
+
+
+def _take_own(own: Block, query_L: Tensor) -> Block:
+    return replace(own, row=own.row[query_L], log_count=own.log_count[query_L], log_weight=own.log_weight[query_L])
+
+
+def _sorted_in_lists(batch: Batch) -> Tensor:
+    """The positives of each query, rising inside its list."""
+    stride = int(batch.item_P.max()) + 1 if len(batch.item_P) else 1
+    return (batch.of_P * stride + batch.item_P).sort().values - batch.of_P * stride
+
+
+class Scores:
+    """What a loss may see of ``C`` lines: similarities, and reductions over their candidates.
+
+    ``negative`` [C, N + K] is the similarity of the prepared query vectors with every candidate; ``row`` holds the [p]
+    tensors that ``prepare`` made for the tile's pairs.
+    """
+
+    def __init__(self, lines: Lines, start: int, stop: int, negative: Tensor, row: dict[str, Tensor]) -> None:
+        self.lines, self.start, self.stop = lines, start, stop
+        self.negative, self.row = negative, row
+        offset = lines.pair_offset[start : stop + 1]
+        self.line_p = torch.repeat_interleave(
+            torch.arange(stop - start, device=offset.device), offset[1:] - offset[:-1]
+        )
+        self.excluded = lines.excluded_at(start, stop)
+
+    @property
+    def log_count(self) -> Tensor:
+        """[1, N] or [C, N + K] log expected count of each candidate."""
+        encoded = self.lines.encoded
+        return self._join(encoded.shared.log_count, self.lines.own.log_count)
+
+    @property
+    def log_weight(self) -> Tensor:
+        """[1, N] or [C, N + K] weight in a reduction, correction included."""
+        return self._join(self.lines.shift_N, self.lines.shift_LK)
+
+    def _join(self, shared_N: Tensor, own_LK: Tensor) -> Tensor:
+        if own_LK.shape[1] == 0:
+            return shared_N[None, :]
+        return torch.cat([shared_N.expand(self.stop - self.start, -1), own_LK[self.start : self.stop]], 1)
+
+    def to_pairs(self, x_C: Tensor) -> Tensor:
+        """[p] a line's value for each of its positives."""
+        return x_C.index_select(0, self.line_p)
+
+    def masked(self, x: Tensor, fill: float) -> Tensor:
+        """``x`` with excluded candidates set to ``fill``; no gradient passes through them."""
+        if not len(self.excluded):
+            return x
+        return x.reshape(-1).index_fill(0, self.excluded, fill).view_as(x)
+
+    def log_sum_exp(self, x: Tensor) -> Tensor:
+        """[C] log sum_j w_j e^{x_j}; -inf where no candidate is left, with a gradient of zero."""
+        x = self.masked(x + self.log_weight, NEG_INF)
+        if x.shape[1] == 0:
+            return x.new_full((x.shape[0],), NEG_INF)
+        top_C = x.detach().amax(1).clamp(min=torch.finfo(x.dtype).min)
+        total_C = (x - top_C[:, None]).exp().sum(1)
+        empty_C = total_C == 0  # log at 0 has an infinite slope: give it 1 and set the result
+        return (torch.where(empty_C, 1.0, total_C).log() + top_C).masked_fill(empty_C, NEG_INF)
+
+    def weight(self) -> Tensor:
+        """[C, N + K] weight of each candidate, 0 where excluded."""
+        return self.masked(self.log_weight.exp().expand(self.negative.shape), 0.0)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """[C] sum_j w_j x_j"""
+        return (self.weight() * self.masked(x, 0.0)).sum(1)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """[C] sum_j w_j x_j / sum_j w_j; 0 where no candidate is left."""
+        weight = self.weight()
+        return (weight * self.masked(x, 0.0)).sum(1) / weight.sum(1).clamp(min=torch.finfo(x.dtype).tiny)
+
+    def alive(self) -> Tensor:
+        """[C] whether any candidate is left; a positive without candidates has no loss, and is counted."""
+        with torch.no_grad():
+            if self.negative.shape[1] == 0:
+                return torch.zeros(self.negative.shape[0], dtype=torch.bool, device=self.negative.device)
+            present = self.masked(self.log_weight.expand(self.negative.shape), NEG_INF)
+            return present.amax(1) > NEG_INF
+
+
+class LogSumExpLoss(TiledLoss, Protocol):
+    """A loss that sees its candidates only through their log-sum-exp: the engine then knows the gradient in closed form."""
+
+    def finish(self, log_sum_p: Tensor, scores: Scores) -> Tensor:
+        """[p] loss of each positive from log sum_j w_j e^{s_j} of its query."""
+        ...
+
+
+def run(
+    loss: TiledLoss, encoded: Encoded, *, tile: int | None = DEFAULT_TILE, gemm: torch.dtype | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted sum of the loss of every positive over the batch's total weight, and notes per positive.
+
+    ``tile`` is the number of lines held at a time (None: all, by plain autograd). ``gemm`` is the type products are taken in
+    (None: that of the vectors); sums, log-sum-exp and loss keep the vectors' type.
+
+    Notes: ``loss`` [P] (detached), ``alive`` [P], whether the positive had any candidate, and ``excluded_share``, the share
+    of places (line, candidate) that were excluded.
+    """
+    query_BD, row = loss.prepare(encoded)
+    lines = Lines(encoded, loss)
+    query_LD = query_BD.index_select(0, lines.query_L) if loss.per_pair else query_BD
+    if tile is None:
+        return _run_direct(loss, lines, query_LD, row)
+    names = tuple(row)
+    parameters = [p for p in loss.parameters() if p.requires_grad] if isinstance(loss, torch.nn.Module) else []
+    notes: dict[str, Tensor] = {}
+    total = _Tiled.apply(
+        loss, lines, names, tile, gemm, notes, query_LD, encoded.column_ND, encoded.table_TD, *row.values(), *parameters
+    )
+    return total, notes
+
+
+def _run_direct(
+    loss: TiledLoss, lines: Lines, query_LD: Tensor, row: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    encoded = lines.encoded
+    own_LK = (query_LD[:, None] * encoded.table_TD[lines.slot_LK]).sum(-1)
+    scores = Scores(lines, 0, len(lines), torch.cat([query_LD @ encoded.column_ND.T, own_LK], 1), row)
+    alive_P = scores.to_pairs(scores.alive())
+    loss_P = torch.where(alive_P, loss.rows(scores), 0.0)
+    weight_P = _share(encoded, loss_P.dtype)
+    share = torch.tensor(len(scores.excluded) / max(scores.negative.numel(), 1))
+    return (loss_P * weight_P).sum(), {"loss": loss_P.detach(), "alive": alive_P, "excluded_share": share}
+
+
+def _share(encoded: Encoded, dtype: torch.dtype) -> Tensor:
+    """[P] each positive's share of the batch's weight; a batch of zero weight has zero loss, not nan."""
+    total = encoded.total_weight.to(dtype)
+    return encoded.batch.weight_P.to(dtype) / torch.where(total > 0, total, 1.0)
+
+
+class _Tiled(torch.autograd.Function):
+    """Loss and gradient in one pass over tiles of lines; saves only gradients of vectors."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        loss: TiledLoss,
+        lines: Lines,
+        names: tuple[str, ...],
+        tile: int,
+        gemm: torch.dtype | None,
+        notes: dict[str, Tensor],
+        query_LD: Tensor,
+        column_ND: Tensor,
+        table_TD: Tensor,
+        *rest: Tensor,
+    ) -> Tensor:
+        row = dict(zip(names, rest[: len(names)], strict=True))
+        gradient = _Gradients(
+            lines, query_LD, column_ND, table_TD, row, rest[len(names) :], gemm, any(ctx.needs_input_grad)
+        )
+        weight_P = _share(lines.encoded, query_LD.dtype)
+        total = torch.zeros((), dtype=query_LD.dtype, device=query_LD.device)
+        loss_P = torch.zeros_like(weight_P)
+        alive_P = torch.zeros(len(weight_P), dtype=torch.bool, device=weight_P.device)
+        for start in range(0, len(lines), tile):
+            stop = min(start + tile, len(lines))
+            pairs = slice(lines.pair_start[start], lines.pair_start[stop])
+            loss_P[pairs], alive_P[pairs] = gradient.tile(loss, start, stop, pairs, weight_P[pairs])
+            total += loss_P[pairs] @ weight_P[pairs]
+        places = len(lines) * (gradient.n_columns + gradient.n_own)
+        notes["loss"], notes["alive"] = loss_P, alive_P
+        notes["excluded_share"] = torch.tensor(gradient.n_excluded / max(places, 1))
+        ctx.save_for_backward(*gradient.all())
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        return (None,) * 6 + tuple(saved * outer[0] for saved in ctx.saved_tensors)
+
+
+class _Gradients:
+    """What one pass over the tiles adds up: gradients of query, column and table vectors, of [P] inputs and parameters."""
+
+    def __init__(
+        self,
+        lines: Lines,
+        query_LD: Tensor,
+        column_ND: Tensor,
+        table_TD: Tensor,
+        row: dict[str, Tensor],
+        parameters: tuple[Tensor, ...],
+        gemm: torch.dtype | None,
+        wanted: bool,
+    ) -> None:
+        self.lines, self.row, self.parameters, self.gemm, self.wanted = lines, row, parameters, gemm, wanted
+        self.query_LD, self.table_TD, self.column_ND = query_LD, table_TD, column_ND
+        self.query_low, self.column_low = self._low(query_LD), self._low(column_ND)
+        self.n_columns, self.n_own = len(column_ND), lines.slot_LK.shape[1]
+        self.of_query, self.of_column = torch.zeros_like(query_LD), torch.zeros_like(column_ND)
+        self.of_table = torch.zeros_like(table_TD)
+        self.of_row = {name: torch.zeros_like(value) for name, value in row.items()}
+        self.of_parameter = [torch.zeros_like(p) for p in parameters]
+        self.buffer: Tensor | None = None
+        self.n_excluded = 0
+
+    def all(self) -> list[Tensor]:
+        return [self.of_query, self.of_column, self.of_table, *self.of_row.values(), *self.of_parameter]
+
+    def tile(
+        self, loss: TiledLoss, start: int, stop: int, pairs: slice, weight_p: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and aliveness of the positives of lines ``start`` to ``stop``; adds their gradients."""
+        row = {name: value[pairs].detach().requires_grad_(self.wanted) for name, value in self.row.items()}
+        scores = Scores(self.lines, start, stop, self._similarities(start, stop), row)
+        self.n_excluded += len(scores.excluded)
+        if loss.by_log_sum_exp:
+            loss_p, alive_p, of_score = self._closed(cast(LogSumExpLoss, loss), scores, pairs, weight_p)
+        else:
+            loss_p, alive_p, of_score = self._by_autograd(loss, scores, pairs, weight_p)
+        if of_score is not None:
+            self._to_vectors(of_score, start, stop)
+        return loss_p, alive_p
+
+    def _similarities(self, start: int, stop: int) -> Tensor:
+        if self.buffer is None:
+            shape = (stop - start, self.n_columns + self.n_own)
+            self.buffer = torch.empty(shape, dtype=self.query_LD.dtype, device=self.query_LD.device)
+        out = self.buffer[: stop - start]
+        with torch.no_grad():
+            if self.gemm is None and not self.n_own:
+                torch.mm(self.query_LD[start:stop], self.column_ND.T, out=out)
+            else:
+                out[:, : self.n_columns] = self.query_low[start:stop] @ self.column_low.T
+            if self.n_own:
+                own_CKD = self.table_TD[self.lines.slot_LK[start:stop]]
+                out[:, self.n_columns :] = (self.query_LD[start:stop, None] * own_CKD).sum(-1)
+        return out
+
+    def _closed(
+        self, loss: LogSumExpLoss, scores: Scores, pairs: slice, weight_p: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """d log-sum-exp / d s_j = softmax_j, in the tile's own memory."""
+        x = scores.negative
+        with torch.no_grad():
+            x += scores.log_weight
+            if len(scores.excluded):
+                x.view(-1).index_fill_(0, scores.excluded, NEG_INF)
+            top_C = x.amax(1) if x.shape[1] else x.new_full((x.shape[0],), NEG_INF)
+            alive_C = top_C > NEG_INF
+            x.sub_(top_C.clamp(min=torch.finfo(x.dtype).min)[:, None]).exp_()
+            total_C = torch.where(alive_C, x.sum(1), 1.0)
+            log_sum_C = torch.where(alive_C, total_C.log() + top_C, 0.0)
+        alive_p = scores.to_pairs(alive_C)
+        log_sum_C.requires_grad_(self.wanted)
+        with torch.set_grad_enabled(self.wanted):
+            loss_p = torch.where(alive_p, loss.finish(scores.to_pairs(log_sum_C), scores), 0.0)
+            wrt = [log_sum_C, *scores.row.values(), *self.parameters]
+            gradient = self._differentiate(loss_p, weight_p, wrt, pairs)
+        if gradient is None:
+            return loss_p.detach(), alive_p, None
+        return loss_p.detach(), alive_p, x.mul_((gradient / total_C)[:, None])
+
+    def _by_autograd(
+        self, loss: TiledLoss, scores: Scores, pairs: slice, weight_p: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        alive_p = scores.to_pairs(scores.alive())
+        scores.negative = scores.negative.detach().requires_grad_(self.wanted)
+        with torch.set_grad_enabled(self.wanted):
+            loss_p = torch.where(alive_p, loss.rows(scores), 0.0)
+            wrt = [scores.negative, *scores.row.values(), *self.parameters]
+            gradient = self._differentiate(loss_p, weight_p, wrt, pairs)
+        return loss_p.detach(), alive_p, gradient
+
+    def _differentiate(
+        self, loss_p: Tensor, weight_p: Tensor, wrt: list[Tensor], pairs: slice
+    ) -> Tensor | None:
+        """Adds the gradients of [p] inputs and parameters; returns that of the first of ``wrt``."""
+        if not self.wanted or not loss_p.requires_grad:
+            return None
+        first, *others = torch.autograd.grad((loss_p * weight_p).sum(), wrt, allow_unused=True)
+        for total, part in zip(self.of_row.values(), others[: len(self.of_row)], strict=True):
+            if part is not None:
+                total[pairs] += part
+        for total, part in zip(self.of_parameter, others[len(self.of_row) :], strict=True):
+            if part is not None:
+                total += part
+        return first
+
+    def _to_vectors(self, of_score: Tensor, start: int, stop: int) -> None:
+        query_CD = self.query_LD[start:stop]
+        of_column_CN = of_score[:, : self.n_columns]
+        if self.gemm is None:
+            self.of_query[start:stop] += of_column_CN @ self.column_ND
+            self.of_column.addmm_(of_column_CN.T, query_CD)
+        else:
+            low = self._low(of_column_CN)
+            self.of_query[start:stop] += (low @ self.column_low).to(query_CD.dtype)
+            self.of_column += (low.T @ self.query_low[start:stop]).to(query_CD.dtype)
+        if self.n_own:
+            slot_CK = self.lines.slot_LK[start:stop]
+            of_own_CK1 = of_score[:, self.n_columns :, None]
+            self.of_query[start:stop] += (of_own_CK1 * self.table_TD[slot_CK]).sum(1)
+            self.of_table.index_add_(0, slot_CK.flatten(), (of_own_CK1 * query_CD[:, None]).flatten(0, 1))
+
+    def _low(self, x: Tensor) -> Tensor:
+        return x if self.gemm is None else x.to(self.gemm)

@@ -1,0 +1,89 @@
+"""Embedding tables: only the rows a batch looks up take part in autograd, so a table never has a dense gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..records import Ragged
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSettings:
+    """How a table starts and how fast it learns."""
+
+    init: Literal["normal", "zeros"] = "normal"
+    deviation: float | None = None
+    """Standard deviation of a normal start; 1 / sqrt(dim) without it."""
+    lr_scale: float = 1.0
+    """Multiplies the learning rate of tables."""
+
+    def __post_init__(self) -> None:
+        if self.lr_scale < 0:
+            raise ConfigError(f"towers.tables: lr_scale is {self.lr_scale}, expected 0 or more")
+        if self.deviation is not None and self.deviation <= 0:
+            raise ConfigError(f"towers.tables: deviation is {self.deviation}, expected a positive number")
+
+
+class Table(nn.Module):
+    """``rows x dim`` vectors. A look-up while training is a leaf whose gradient an optimiser takes from ``touched``."""
+
+    weight: Tensor
+
+    def __init__(self, rows: int, dim: int, settings: TableSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        weight = torch.zeros(rows, dim)
+        if settings.init == "normal":
+            weight.normal_(std=dim**-0.5 if settings.deviation is None else settings.deviation)
+        self.register_buffer("weight", weight)
+        self.touched: list[tuple[Tensor, Tensor]] = []
+        """(distinct rows [U], their leaf [U, D]) of every look-up since the optimiser's last step."""
+
+    def look_up(self, row: Tensor) -> Tensor:
+        """[n] rows -> [n, D]; zeros where the row is -1."""
+        if not (self.training and torch.is_grad_enabled()):
+            vector = self.weight.index_select(0, row.clamp(min=0))
+        else:
+            leaf_UD, at = self._leaf(row.clamp(min=0))
+            vector = leaf_UD if at is None else F.embedding(at, leaf_UD)
+        missing = row < 0
+        return vector.masked_fill(missing[:, None], 0.0) if bool(missing.any()) else vector
+
+    def bag(self, rows: Ragged) -> Tensor:
+        """[n] lists of rows -> [n, D], their weighted sums; zeros for an empty list."""
+        weight, at = self.weight, rows.value
+        if self.training and torch.is_grad_enabled():
+            weight, where = self._leaf(rows.value)
+            at = torch.arange(len(weight), device=weight.device) if where is None else where
+        if not len(at):
+            return self.weight.new_zeros(len(rows), self.weight.shape[1])
+        return F.embedding_bag(at, weight, rows.offset[:-1], mode="sum", per_sample_weights=rows.weight)
+
+    def _leaf(self, row: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The distinct rows as a leaf, and where each row went; None where they were distinct and rising already."""
+        if len(row) < 2 or bool((row[1:] > row[:-1]).all()):
+            distinct, at = row, None
+        else:
+            distinct, at = row.unique(return_inverse=True)
+        leaf = self.weight.index_select(0, distinct).requires_grad_()
+        self.touched.append((distinct, leaf))
+        return leaf, at
+
+    def gradient(self) -> tuple[Tensor, Tensor] | None:
+        """(distinct rows [U], summed gradient [U, D]) of all look-ups since the last call; None without any."""
+        found = [(rows, leaf.grad) for rows, leaf in self.touched if leaf.grad is not None]
+        self.touched.clear()
+        if not found:
+            return None
+        if len(found) == 1:
+            return found[0]
+        rows, at = torch.cat([rows for rows, _ in found]).unique(return_inverse=True)
+        total = torch.zeros(len(rows), self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device)
+        total.index_add_(0, at, torch.cat([gradient for _, gradient in found]))
+        return rows, total

@@ -1,0 +1,202 @@
+"""Features of one side become one vector: look-ups and bags, summed or side by side, then ReLU layers."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..part import Part
+from ..records import Features, Ragged
+from ..schema import Feature, Id, Number, Schema, Time, Vector, table_of
+from .table import Table, TableSettings
+
+
+class Tower(Part):
+    """Features -> one vector [n, D] -> layers.
+
+    ``sum`` adds the vectors of all features (they share one width); ``concat`` puts them side by side for the first layer.
+    ``widths`` are the layers, ReLU between them and none on top; without layers and with ``sum`` an id-only tower is matrix
+    factorisation. ``projection`` adds a linear map that starts as the identity.
+
+    Source: Yi et al., RecSys 2019, section 3 (towers); Yang et al., WWW 2020, section 3.3 (no activation on top).
+    """
+
+    widths: tuple[int, ...] = ()
+    dropout: float = 0.0
+    """Share of a hidden layer's units dropped in training."""
+    id_dropout: float = 0.0
+    """Share of ids hidden from the tower in training, so that an item can live from its other features."""
+    combine: Literal["sum", "concat"] = "sum"
+    projection: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("dropout", self.dropout), ("id_dropout", self.id_dropout)):
+            if not 0 <= value < 1:
+                raise ConfigError(f"towers: {name} is {value}, expected 0 up to but not 1")
+        if any(width < 1 for width in self.widths):
+            raise ConfigError(f"towers: widths are {list(self.widths)}, expected positive numbers")
+        if self.combine == "concat" and not self.widths:
+            raise ConfigError("towers: combine = 'concat' needs layers to mix the features: set widths, or combine = 'sum'")
+
+    def build(self, side: str, features: list[tuple[str, str, Feature]], tables: nn.ModuleDict, dim: int) -> int:
+        """Make the layers over ``features`` (side, name, feature); returns the width of the tower's output."""
+        self.tables = [tables]  # in a list: the tables belong to the pair of towers, not to this one
+        self.look_ups: list[tuple[str, str, bool]] = []  # (key in Features, table, whether it is an id)
+        self.numbers: list[str] = []
+        self.vectors = nn.ModuleDict()
+        for feature_side, name, feature in features:
+            self._add(feature_side, name, feature, dim)
+        if self.numbers:
+            self.number_layer = nn.Linear(len(self.numbers), dim)
+        n_inputs = len(self.look_ups) + len(self.vectors) + bool(self.numbers)
+        width = dim * n_inputs if self.combine == "concat" else dim
+        self.layers = nn.ModuleList()
+        for next_width in self.widths:
+            self.layers.append(nn.Linear(width, next_width))
+            width = next_width
+        if self.projection:
+            self.project = nn.Linear(width, width, bias=False)
+            nn.init.eye_(self.project.weight)
+        return width
+
+    def _add(self, side: str, name: str, feature: Feature, dim: int) -> None:
+        if isinstance(feature, Time):
+            for part in feature.parts:
+                if part == "age":
+                    self.numbers.append(f"{name}.age")
+                else:
+                    self.look_ups.append((f"{name}.{part}", f"{side}.{name}.{part}", False))
+        elif isinstance(feature, Vector):
+            self.vectors[name.replace(".", "_")] = nn.Linear(feature.dim, dim)
+            self.vector_keys = [*getattr(self, "vector_keys", []), name]
+        elif isinstance(feature, Number) and feature.transform != "quantile":
+            self.numbers.append(name)
+        else:
+            table = table_of(side, name, feature)
+            assert table is not None
+            self.look_ups.append((name, table, isinstance(feature, Id)))
+
+    def forward(self, features: Features) -> Tensor:
+        """[n, D] vectors, not normalised."""
+        x = self._combine([self._look_up(features[key], table, is_id) for key, table, is_id in self.look_ups], features)
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if i < len(self.layers) - 1:
+                x = F.dropout(F.relu(x), self.dropout, self.training)
+        return self.project(x) if self.projection else x
+
+    def _combine(self, parts: list[Tensor], features: Features) -> Tensor:
+        for key, layer in zip(getattr(self, "vector_keys", []), self.vectors.values(), strict=True):
+            parts.append(layer(features[key]))
+        if self.numbers:
+            parts.append(self.number_layer(torch.stack([_column(features, key) for key in self.numbers], 1)))
+        if self.combine == "concat":
+            return torch.cat(parts, 1)
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    def _look_up(self, column: Tensor | Ragged, table_name: str, is_id: bool) -> Tensor:
+        table = self.tables[0][table_name.replace(".", "_")]
+        assert isinstance(table, Table)
+        if isinstance(column, Ragged):
+            return table.bag(column)
+        if is_id and self.training and self.id_dropout > 0:
+            hidden = torch.rand(len(column), device=column.device) < self.id_dropout
+            column = column.masked_fill(hidden, -1)
+        return table.look_up(column)
+
+
+def _column(features: Features, key: str) -> Tensor:
+    column = features[key]
+    assert isinstance(column, Tensor)
+    return column
+
+
+class TwoTower(Part):
+    """The pair: s(x, y) = <u(x), v(y)>, both of unit length by default.
+
+    Source: Yi et al., RecSys 2019, section 3.
+    """
+
+    dim: int = 64
+    """Width of every embedding table."""
+    query: Tower = field(default_factory=Tower)
+    item: Tower = field(default_factory=Tower)
+    normalise: bool = True
+    """Divide both vectors by their length: the dot product is the cosine."""
+    tables: dict[str, TableSettings] = field(default_factory=dict)
+    """Settings of tables by name, where they differ from the default."""
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ConfigError(f"towers.dim: found {self.dim}, expected at least 1")
+
+    def build(self, schema: Schema, table_sizes: dict[str, int]) -> None:
+        """Make tables and layers for the features of a schema."""
+        unknown = sorted(set(self.tables) - set(table_sizes))
+        if unknown:
+            raise ConfigError(f"towers.tables: {unknown} are no tables of the schema, which has {sorted(table_sizes)}")
+        self.weights = nn.ModuleDict(
+            {
+                name.replace(".", "_"): Table(rows, self.dim, self.tables.get(name, TableSettings()))
+                for name, rows in table_sizes.items()
+            }
+        )
+        features = schema.features()
+        item = [f for f in features if f[0] == "item"]
+        query = [f for f in features if f[0] != "item"]
+        query_width = self.query.build("query", query, self.weights, self.dim)
+        item_width = self.item.build("item", item, self.weights, self.dim)
+        if query_width != item_width:
+            raise ConfigError(
+                f"towers: the query tower ends {query_width} wide and the item tower {item_width}: give towers.query.widths "
+                "and towers.item.widths the same last number (without widths a tower is towers.dim wide)"
+            )
+        self.width = query_width
+
+    def all_tables(self) -> list[Table]:
+        """Every embedding table."""
+        return [table for table in self.weights.values() if isinstance(table, Table)]
+
+    def encode_query(self, features: Features) -> Tensor:
+        """[B, D]"""
+        return self._finish(self.query(features))
+
+    def encode_item(self, features: Features) -> Tensor:
+        """[n, D]"""
+        return self._finish(self.item(features))
+
+    def _finish(self, vector: Tensor) -> Tensor:
+        return unit_length(vector) if self.normalise else vector
+
+
+def unit_length(x_nD: Tensor) -> Tensor:
+    """x / |x|, row by row; a row of zeros stays zero, with a gradient of zero."""
+    result: Tensor = _UnitLength.apply(x_nD)
+    return result
+
+
+class _UnitLength(torch.autograd.Function):
+    """d (x / |x|) = (g - y <y, g>) / |x|, in three passes over the vectors (autograd's own takes ten)."""
+
+    @staticmethod
+    def forward(ctx: Any, x_nD: Tensor) -> Tensor:
+        length_n1 = torch.linalg.vector_norm(x_nD, dim=1, keepdim=True)
+        inverse_n1 = torch.where(length_n1 > 0, length_n1.reciprocal(), 0.0)
+        y_nD = x_nD * inverse_n1
+        ctx.save_for_backward(y_nD, inverse_n1)
+        return y_nD
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> Tensor:
+        y_nD, inverse_n1 = ctx.saved_tensors
+        along_n1 = torch.linalg.vecdot(y_nD, outer[0], dim=1)[:, None]
+        return torch.addcmul(outer[0], y_nD, along_n1, value=-1).mul_(inverse_n1)

@@ -1,0 +1,125 @@
+"""A checkpoint is a folder of safetensors and JSON that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import ArtifactError
+
+FORMAT = 1
+TENSORS, STATE = "model.safetensors", "state.json"
+
+
+def save(folder: Path, modules: nn.Module, optimiser: torch.optim.Optimizer | None, state: dict[str, Any]) -> None:
+    """Write modules, dense optimiser and position; replaces ``folder`` in one rename.
+
+    Raises ArtifactError when the disk is full or not writable; what was there before is then still there.
+    """
+    tensors = {f"modules.{name}": value.detach().contiguous().cpu() for name, value in modules.state_dict().items()}
+    tensors |= {f"optimiser.{name}": value.contiguous().cpu() for name, value in _optimiser_tensors(optimiser).items()}
+    partial = folder.with_name(folder.name + ".partial")
+    old = folder.with_name(folder.name + ".old")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(tensors, str(partial / TENSORS))
+        _write_synced(partial / STATE, json.dumps({"format": FORMAT, **state}, indent=1))
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{folder}: the checkpoint could not be written ({error}): free some space and train on") from error
+
+
+def load(folder: Path, modules: nn.Module, optimiser: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+    """Fill modules (and the dense optimiser) from a checkpoint; returns its state.
+
+    Raises ArtifactError when it is missing, damaged, of another version or of other shapes.
+    """
+    state = read_state(folder)
+    tensors = _read_tensors(_newest(folder))
+    _fill(folder, modules, {n.removeprefix("modules."): v for n, v in tensors.items() if n.startswith("modules.")})
+    if optimiser is not None:
+        _load_optimiser(optimiser, {n.removeprefix("optimiser."): v for n, v in tensors.items() if n.startswith("optimiser.")})
+    return state
+
+
+def load_part(folder: Path, name: str, module: nn.Module) -> None:
+    """Fill one of a checkpoint's modules, such as ``towers``. Raises ArtifactError as ``load`` does."""
+    read_state(folder)
+    prefix = f"modules.{name}."
+    tensors = _read_tensors(_newest(folder))
+    _fill(folder, module, {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(str(folder / TENSORS))
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{folder / TENSORS}: damaged or unreadable ({error}): train again, or use another checkpoint") from error
+
+
+def _fill(folder: Path, module: nn.Module, found: dict[str, Tensor]) -> None:
+    expected = module.state_dict()
+    both = expected.keys() & found.keys()
+    wrong = sorted((expected.keys() ^ found.keys()) | {name for name in both if expected[name].shape != found[name].shape})
+    if wrong:
+        raise ArtifactError(f"{folder}: does not fit this run, {wrong[0]} is missing or of another shape: use the run.toml beside it")
+    module.load_state_dict(found)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The JSON of a checkpoint."""
+    folder = _newest(folder)
+    path = folder / STATE
+    if not path.exists():
+        raise ArtifactError(f"{folder}: holds no checkpoint (no {STATE}): train first")
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: damaged ({error}): train again, or use another checkpoint") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ArtifactError(f"{path}: format {state.get('format') if isinstance(state, dict) else None!r}, this version reads {FORMAT}")
+    return state
+
+
+def _newest(folder: Path) -> Path:
+    """The folder, or what it replaced where a save was cut off between two renames."""
+    old = folder.with_name(folder.name + ".old")
+    return old if not folder.exists() and old.exists() else folder
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _optimiser_tensors(optimiser: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+    if optimiser is None:
+        return {}
+    return {
+        f"{index}.{name}": value
+        for index, values in optimiser.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

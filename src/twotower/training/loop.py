@@ -1,0 +1,326 @@
+"""The loop: epochs of shuffled batches, validation on the full catalogue, early stopping, refit, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..config import Run, Training, ingest_run
+from ..data.batches import TrainingBatches
+from ..data.held_out import PARTS, HeldOut, held_out
+from ..data.store import Store
+from ..errors import ArtifactError, ConfigError
+from ..evaluation import Evaluation as EvaluationResult
+from ..evaluation import evaluate as evaluate_vectors
+from ..records import Batch
+from . import checkpoint
+from .matmul import matmul_precision, probe
+from .memory import estimate
+from .recorder import Recorder
+from .retriever import BEST, LAST, Retriever, encode_catalogue, encode_questions, save_run
+from .step import Model, Stepper
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """One stretch of training."""
+
+    model: Model
+    steps: int
+    epochs: float
+    seconds: float
+    """Wall time of steps alone; validation and checkpoints are not in it."""
+    best_epoch: float
+    best_metric: float | None
+    history: tuple[dict[str, float], ...]
+    """Every validation: epoch and metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What ``train`` made."""
+
+    folder: Path
+    best_epoch: float
+    best_metric: float | None
+    metric: str
+    fit_seconds: float
+    refit_seconds: float | None
+
+    def render(self) -> str:
+        """One line for people."""
+        chosen = "" if self.best_metric is None else f", {self.metric} {self.best_metric:.4f} on validation"
+        again = "" if self.refit_seconds is None else f", refit on all of it in {self.refit_seconds:.1f} s"
+        return f"trained {self.best_epoch:g} epochs in {self.fit_seconds:.1f} s{chosen}{again}: {self.folder}"
+
+
+def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
+    """Train the towers of a run into the folder ``out``; ingests the data first where the store is not there.
+
+    ``out`` gets run.toml, metrics.jsonl, the checkpoints best/ and last/, and train.json. Ctrl-C leaves both checkpoints
+    usable. Raises ConfigError, DataError or ArtifactError for what can't be trained on.
+    """
+    store = open_or_ingest(run, quiet=quiet)
+    folder = Path(out)
+    if (folder / BEST).exists():
+        raise ArtifactError(f"{folder}: already holds a trained model: choose another folder, or delete it first")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_run(run, store, folder)
+    part_E = run.split.assign(store)
+    with settings_of(run.training) as precision, Recorder(
+        folder, tensorboard=run.training.tensorboard, quiet=quiet
+    ) as recorder:
+        warning = getattr(run.split, "warning", None)
+        memory = estimate(run, store)
+        for line in (warning, memory.render(), memory.warning(), f"float32 products: {precision}"):
+            if line:
+                recorder.say(line)
+        fit = first = fit_once(run, store, part_E, recorder=recorder, folder=folder)
+        refit_seconds = None
+        if run.training.refit and first.best_metric is not None:
+            fit = refit(run, store, part_E, first.best_epoch, recorder=recorder, folder=folder)
+            refit_seconds = fit.seconds
+    trained = Trained(
+        folder=folder,
+        best_epoch=first.best_epoch,
+        best_metric=first.best_metric,
+        metric=run.training.metric,
+        fit_seconds=first.seconds,
+        refit_seconds=refit_seconds,
+    )
+    (folder / "train.json").write_text(json.dumps({**asdict(trained), "folder": str(folder)}, indent=1), encoding="utf-8")
+    return trained
+
+
+def open_or_ingest(run: Run, *, quiet: bool = False) -> Store:
+    """The run's store, ingested now where there is none. Raises ConfigError where it was made with another schema."""
+    if run.data is None:
+        raise ConfigError("data: the run names no files: give it a [data] section with interactions")
+    if not Path(run.data.store).exists():
+        report = ingest_run(run)
+        if not quiet:
+            print(report.render())
+    store = Store.open(run.data.store)
+    if store.schema != run.schema:
+        raise ConfigError(
+            f"{run.data.store}: was ingested with another schema than this run's: ingest again with "
+            "twotower ingest RUN.toml --overwrite, or set data.store to another folder"
+        )
+    return store
+
+
+class settings_of:  # noqa: N801  (reads as a phrase: with settings_of(training))
+    """Threads and float32 product path of a run, restored afterwards."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+
+    def __enter__(self) -> str:
+        self.threads = torch.get_num_threads()
+        if self.training.threads is not None:
+            torch.set_num_threads(self.training.threads)
+        if self.training.device != "cpu" and not torch.cuda.is_available():
+            raise ConfigError(f"training.device: found {self.training.device!r}, but torch sees no GPU: use device = 'cpu'")
+        found = probe()
+        self.matmul = matmul_precision(found.precision)
+        self.matmul.__enter__()
+        return found.precision
+
+    def __exit__(self, *error: Any) -> None:
+        self.matmul.__exit__(*error)
+        torch.set_num_threads(self.threads)
+
+
+def fit_once(
+    run: Run, store: Store, part_E: np.ndarray, *, recorder: Recorder | None = None, folder: Path | None = None
+) -> Fit:
+    """Train on the training part, validating on the valid part where there is one."""
+    questions = held_out(store, part_E, "valid", filter_seen=run.evaluation.filter_seen) if (part_E == 1).any() else None
+    events = np.flatnonzero(part_E == PARTS["train"])
+    return _Loop(run, store, events, questions, recorder or Recorder(None, quiet=True), folder).run_to(run.training.epochs)
+
+
+def refit(
+    run: Run,
+    store: Store,
+    part_E: np.ndarray,
+    epochs: float,
+    *,
+    recorder: Recorder | None = None,
+    folder: Path | None = None,
+) -> Fit:
+    """Train anew on training and validation events for a length chosen before, with the same schedule."""
+    events = np.flatnonzero((part_E == PARTS["train"]) | (part_E == PARTS["valid"]))
+    return _Loop(run, store, events, None, recorder or Recorder(None, quiet=True), folder).run_to(epochs)
+
+
+class _Loop:
+    """State of one stretch of training."""
+
+    def __init__(
+        self,
+        run: Run,
+        store: Store,
+        events: np.ndarray,
+        questions: HeldOut | None,
+        recorder: Recorder,
+        folder: Path | None,
+    ) -> None:
+        training = run.training
+        self.run, self.store, self.questions, self.recorder, self.folder = run, store, questions, recorder, folder
+        self.batches = TrainingBatches(
+            store,
+            events,
+            batch_of=training.batch_of,
+            batch_size=training.batch_size,
+            query_weight=training.query_weight,
+            seed=training.seed,
+        )
+        torch.manual_seed(training.seed)
+        self.model = Model(run, store, self.batches.facts()).to(training.device)
+        self.stepper = Stepper(self.model, training)
+        self.scheduled_steps = max(round(training.epochs * self.batches.steps_per_epoch), 1)
+        self.every = max(round(training.validate_every * self.batches.steps_per_epoch), 1)
+        self.history: list[dict[str, float]] = []
+        self.best_metric: float | None = None
+        self.best_epoch = 0.0
+        self.worse = 0
+        self.seconds = 0.0
+
+    def run_to(self, epochs: float) -> Fit:
+        """Train for ``epochs`` of the schedule, or until patience ends."""
+        stop = min(max(round(epochs * self.batches.steps_per_epoch), 1), self.scheduled_steps)
+        self.recorder.begin("train" if self.questions is not None else "train on all", stop)
+        self.model.train()
+        step = 0
+        try:
+            for step, batch in enumerate(self._stream(stop), start=1):
+                self._step(step, batch)
+                if self.questions is not None and (step % self.every == 0 or step == stop) and self._validate(step):
+                    break
+        except KeyboardInterrupt:
+            self._save(step, only_last=self.best_metric is not None)
+            self.recorder.say(f"interrupted at step {step}: the model so far is in {self.folder}")
+            raise
+        if self.questions is None:
+            self.best_epoch = self._epoch(step)
+        self._save(step, only_last=self.questions is not None)
+        return Fit(
+            model=self.model,
+            steps=step,
+            epochs=self._epoch(step),
+            seconds=self.seconds,
+            best_epoch=self.best_epoch,
+            best_metric=self.best_metric,
+            history=tuple(self.history),
+        )
+
+    def _stream(self, stop: int) -> Iterator[Batch]:
+        left, epoch = stop, 0
+        while left > 0:
+            for batch in self.batches.epoch(epoch):
+                if left == 0:
+                    return
+                yield batch
+                left -= 1
+            epoch += 1
+
+    def _step(self, step: int, batch: Batch) -> None:
+        started = time.perf_counter()
+        rate = learning_rate(self.run.training, step - 1, self.scheduled_steps)
+        report = self.stepper(batch, step, rate)
+        self.seconds += time.perf_counter() - started
+        temperature = getattr(self.model.loss, "current_temperature", lambda: None)()
+        if isinstance(temperature, torch.Tensor):
+            temperature = temperature.item()
+        self.recorder.step(step, self._epoch(step), rate, report, temperature)
+
+    def _epoch(self, step: int) -> float:
+        return step / self.batches.steps_per_epoch
+
+    def _validate(self, step: int) -> bool:
+        """Measure, keep the best; True when patience has ended."""
+        assert self.questions is not None
+        metric = self.run.training.metric
+        result = evaluate_towers(self.run, self.model, self.questions)
+        value = result.metric(metric)
+        self.history.append({"epoch": self._epoch(step), metric: value})
+        self.recorder.write("valid", step, self._epoch(step), {metric: value})
+        better = self.best_metric is None or value > self.best_metric
+        self.recorder.say(f"epoch {self._epoch(step):.4g}: {metric} {value:.4f} on validation{' (best)' if better else ''}")
+        if better:
+            self.best_metric, self.best_epoch, self.worse = value, self._epoch(step), 0
+            self._save(step, only_best=True)
+            return False
+        self.worse += 1
+        return self.run.training.patience is not None and self.worse >= self.run.training.patience
+
+    def _save(self, step: int, *, only_best: bool = False, only_last: bool = False) -> None:
+        if self.folder is None:
+            return
+        state = {"step": step, "epoch": self._epoch(step), "metric": self.best_metric, "history": self.history}
+        for name in (BEST,) * (not only_last) + (LAST,) * (not only_best):
+            checkpoint.save(self.folder / name, self.model, self.stepper.optimiser, state)
+
+
+def learning_rate(training: Training, step: int, total: int) -> float:
+    """Factor of all learning rates at a step: linear warm-up, then constant, linear or cosine to zero."""
+    if step < training.warmup_steps:
+        return (step + 1) / training.warmup_steps
+    done = (step - training.warmup_steps) / max(total - training.warmup_steps, 1)
+    if training.schedule == "linear":
+        return max(1 - done, 0.0)
+    if training.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return 1.0
+
+
+def evaluate_towers(run: Run, model: Model, questions: HeldOut) -> EvaluationResult:
+    """Metrics of the model on held-out questions, over the full catalogue."""
+    device = run.training.device
+    k = {*run.evaluation.k, int(run.training.metric.split("@")[1])}
+    return evaluate_vectors(
+        encode_questions(model.towers, questions, device),
+        encode_catalogue(model.towers, questions.store, device),
+        questions.truth,
+        seen=questions.seen,
+        item_count_M=model_counts(questions.store),
+        k=tuple(sorted(k)),
+        baselines=False,
+    )
+
+
+def evaluate(model: str | Path, *, split: str = "test") -> EvaluationResult:
+    """Metrics of a trained model on the held-out part ``split``, beside popularity and random rankings."""
+    retriever = Retriever.open(model)
+    part_E = retriever.run.split.assign(retriever.store)
+    return evaluate_retriever(retriever, part_E, split)
+
+
+def evaluate_retriever(retriever: Retriever, part_E: np.ndarray, split: str = "test") -> EvaluationResult:
+    """The same for a model at hand."""
+    run, store = retriever.run, retriever.store
+    questions = held_out(store, part_E, split, filter_seen=run.evaluation.filter_seen)
+    before = (part_E >= 0) & (part_E < PARTS[split])
+    return evaluate_vectors(
+        encode_questions(retriever.towers, questions),
+        retriever.item_MD,
+        questions.truth,
+        seen=questions.seen,
+        item_count_M=torch.from_numpy(np.bincount(store.item_row[before], minlength=store.n_items)),
+        k=run.evaluation.k,
+    )
+
+
+def recommend(model: str | Path, query: dict[str, object], *, k: int = 10, filter_seen: bool = True) -> list[Any]:
+    """The k best items of a trained model for a query given by its raw columns."""
+    return Retriever.open(model).recommend(query, k=k, filter_seen=filter_seen)

@@ -1,0 +1,101 @@
+"""What a run says while it trains: a progress bar for people, JSON lines for machines, TensorBoard where asked."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..errors import ConfigError
+from .step import StepReport
+
+LOG_EVERY_S = 1.0
+"""Steps are averaged over this many seconds before they are written."""
+
+
+class Recorder:
+    """Collects step reports and validations; a context manager that closes what it opened."""
+
+    def __init__(self, folder: Path | None, *, tensorboard: bool = False, quiet: bool = False) -> None:
+        self.console = Console(quiet=quiet, highlight=False)
+        self.file = None if folder is None else (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self.board: Any = _board(folder) if tensorboard and folder is not None else None
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True)
+        self.task: Any = None
+        self.reports: list[StepReport] = []
+        self.since = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.progress.stop()
+        if self.file is not None:
+            self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+    def begin(self, name: str, total_steps: int) -> None:
+        """A new stretch of training with a bar of its own."""
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+        self.task = self.progress.add_task(name, total=total_steps, note="")
+        self.reports, self.since = [], time.perf_counter()
+
+    def step(self, step: int, epoch: float, rate: float, report: StepReport, temperature: float | None) -> None:
+        """One more step."""
+        self.reports.append(report)
+        elapsed = time.perf_counter() - self.since
+        if elapsed < LOG_EVERY_S:
+            return
+        row = {**summarise(self.reports, elapsed), "rate": rate}
+        if temperature is not None:
+            row["temperature"] = temperature
+        self.write("train", step, epoch, row)
+        note = f"loss {row['loss']:.4f}  {row['examples_per_s']:,.0f} examples/s  excluded {row['excluded']:.2%}"
+        self.progress.update(self.task, completed=step, note=note)
+        self.reports, self.since = [], time.perf_counter()
+
+    def write(self, what: str, step: int, epoch: float, values: dict[str, float]) -> None:
+        """A line of ``metrics.jsonl``, and scalars for TensorBoard."""
+        row = {"what": what, "step": step, "epoch": round(epoch, 4), **values}
+        if self.file is not None:
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(f"{what}/{name}", value, step)
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        self.console.print(text)
+
+
+def summarise(reports: list[StepReport], seconds: float) -> dict[str, float]:
+    """Averages over some steps."""
+    n = len(reports)
+    return {
+        "loss": sum(r.loss for r in reports) / n,
+        "examples_per_s": sum(r.n_pairs for r in reports) / seconds,
+        "excluded": sum(r.excluded for r in reports) / n,
+        "alone": float(sum(r.alone for r in reports)),
+        "columns": sum(r.n_columns for r in reports) / n,
+    }
+
+
+def _board(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "training.tensorboard: TensorBoard is not installed: pip install 'twotower[tensorboard]', or set it to false"
+        ) from error
+    return SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]

@@ -1,0 +1,224 @@
+"""A trained model as its user sees it: queries in, items out."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import Run, dump_run, load_run
+from ..data.batches import Histories, id_rows
+from ..data.held_out import HeldOut, seen_pairs
+from ..data.store import Store
+from ..errors import ArtifactError, DataError
+from ..evaluation import top_k
+from ..records import Features, Ragged
+from ..schema import History, Schema, table_of
+from ..towers import TwoTower
+from . import checkpoint
+from .step import to_device
+
+CHUNK = 4096
+"""Queries or items encoded at a time."""
+
+RUN, BEST, LAST = "run.toml", "best", "last"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """One item and its score."""
+
+    item: str
+    score: float
+
+
+def encode_catalogue(towers: TwoTower, store: Store, device: str = "cpu") -> Tensor:
+    """[M, D] vectors of all items."""
+    return _encode(towers, store.n_items, lambda start, stop: _item_features(store, start, stop, device), towers.encode_item)
+
+
+def encode_questions(towers: TwoTower, questions: HeldOut, device: str = "cpu") -> Tensor:
+    """[Q, D] vectors of held-out queries."""
+    return _encode(
+        towers, len(questions), lambda start, stop: to_device(questions.features(start, stop), device), towers.encode_query
+    )
+
+
+def _encode(towers, n, features, encode) -> Tensor:  # type: ignore[no-untyped-def]
+    training = towers.training
+    towers.eval()
+    with torch.no_grad():
+        parts = [encode(features(start, min(start + CHUNK, n))).cpu() for start in range(0, n, CHUNK)]
+    towers.train(training)
+    return torch.cat(parts) if parts else torch.empty(0, towers.width)
+
+
+def _item_features(store: Store, start: int, stop: int, device: str) -> Features:
+    return to_device(store.item.take(torch.arange(start, stop)), device)
+
+
+class Retriever:
+    """Towers, the store they were trained on and the vectors of its catalogue."""
+
+    def __init__(self, run: Run, store: Store, towers: TwoTower) -> None:
+        self.run, self.store, self.towers = run, store, towers.eval()
+        self._item_MD: Tensor | None = None
+        self._seen: Ragged | None = None
+        self._histories: Histories | None = None
+
+    @staticmethod
+    def open(folder: str | Path, which: str = BEST) -> Retriever:
+        """From a folder that ``train`` wrote. Raises ArtifactError when it is missing or damaged."""
+        folder = Path(folder)
+        if not (folder / RUN).exists():
+            raise ArtifactError(f"{folder}: holds no trained model (no {RUN}): write one with twotower train RUN.toml --out {folder}")
+        run = load_run(folder / RUN)
+        assert run.data is not None
+        store = Store.open(run.data.store)
+        towers = run.towers
+        towers.build(store.schema, store.encoders.table_sizes)
+        checkpoint.load_part(folder / which, "towers", towers)
+        return Retriever(run, store, towers)
+
+    @property
+    def item_MD(self) -> Tensor:
+        """[M, D] vectors of the catalogue, encoded once."""
+        if self._item_MD is None:
+            self._item_MD = encode_catalogue(self.towers, self.store)
+        return self._item_MD
+
+    def recommend(
+        self, query: Mapping[str, object], *, k: int = 10, filter_seen: bool = True
+    ) -> list[Recommendation]:
+        """The k best items for a query given by its raw columns, such as ``{"user_id": "u1"}``.
+
+        A known id brings its stored attributes and history; columns in the query replace them, and ``history`` (a list of
+        item ids, oldest first) replaces the history. Fewer than k come back only where the catalogue has no more.
+
+        Raises DataError for an unknown column, a value of the wrong type, or a query without any known column.
+        """
+        if k < 1:
+            raise DataError(f"k: found {k}, expected at least 1")
+        row = self._query_row(query)
+        features = self._query_features(dict(query), row)
+        with torch.no_grad():
+            query_1D = self.towers.encode_query(features)
+        exclude = self._seen_of(row) if filter_seen else None
+        best = top_k(query_1D, self.item_MD, min(k, self.store.n_items), exclude=exclude)
+        rows = [r for r in best.row_Qk[0].tolist() if r >= 0]
+        ids = self.store.item_vocabulary.ids(rows)
+        return [Recommendation(item=i, score=s) for i, s in zip(ids, best.score_Qk[0].tolist(), strict=False)]
+
+    def _query_row(self, query: Mapping[str, object]) -> int:
+        """Row of the query's id; -1 where it has none or is new."""
+        schema = self.store.schema
+        names = [n for n in (schema.query_key, schema.interactions.query) if n is not None and n in query]
+        if not names or self.store.query_vocabulary is None:
+            return -1
+        return self.store.query_vocabulary.row(query[names[0]])
+
+    def _query_features(self, query: dict[str, object], row: int) -> Features:
+        schema = self.store.schema
+        history = query.pop("history", None)
+        self._check_columns(query, history is not None)
+        given = {side: {c: v for c, v in query.items() if c in _columns(schema, side)} for side in ("query", "context")}
+        features: Features = {}
+        for side in ("query", "context"):
+            features |= self.store.encoders.transform_rows(side, [given[side]])
+        if row >= 0 and schema.query:
+            stored = self.store.query.take(torch.tensor([row]))
+            features |= {key: stored[key] for key in _unmentioned(schema, given["query"], stored)}
+        return features | self._history_features(history, row)
+
+    def _check_columns(self, query: dict[str, object], has_history: bool) -> None:
+        schema = self.store.schema
+        known = {*_columns(schema, "query"), *_columns(schema, "context")}
+        known |= {name for name in (schema.query_key, schema.interactions.query) if name is not None}
+        unknown = sorted(set(query) - known)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise DataError(f"query: {unknown[0]!r} is no column of the query side, which has {sorted(known)}{hint}")
+        if not query and not has_history:
+            raise DataError(f"query: it is empty, expected at least one of {sorted(known)}")
+
+    def _history_features(self, history: object, row: int) -> Features:
+        schema = self.store.schema
+        declared = [(n, f) for n, f in schema.context.items() if isinstance(f, History)]
+        if history is not None:
+            if not declared:
+                raise DataError("query: history is given, but the schema declares no History feature")
+            if not isinstance(history, list):
+                raise DataError(f"query: history is {type(history).__name__}, expected a list of item ids")
+            rows = [self.store.item_vocabulary.row(item) for item in history]
+            return {n: self._mean_of([r for r in rows if r >= 0][-f.k :], table_of("context", n, f)) for n, f in declared}
+        if not declared:
+            return {}
+        if self._histories is None:
+            self._histories = Histories(self.store, torch.arange(self.store.n_events).numpy())
+        return self._histories.before(torch.tensor([row]), None)
+
+    def _mean_of(self, rows: list[int], table: str | None) -> Ragged:
+        value = id_rows(self.store, table).index_select(0, torch.tensor(rows, dtype=torch.int64))
+        return Ragged(
+            offset=torch.tensor([0, len(rows)]), value=value, weight=torch.full((len(rows),), 1.0 / max(len(rows), 1))
+        )
+
+    def _seen_of(self, row: int) -> Ragged | None:
+        """Items a query has any event with, and its own item where queries are items."""
+        if row < 0:
+            return None
+        if self._seen is None:
+            self._seen = _all_seen(self.store)
+        return self._seen.take(torch.tensor([row]))
+
+
+def _all_seen(store: Store) -> Ragged:
+    pairs = seen_pairs(store, torch.arange(store.n_events).numpy())
+    return Ragged(offset=pairs.offset, value=pairs.item)
+
+
+def _columns(schema: Schema, side: str) -> set[str]:
+    """Columns the features of a side read."""
+    found: set[str] = set()
+    for feature_side, _, feature in schema.features():
+        if feature_side == side:
+            found |= set(feature_columns(feature))
+    return found
+
+
+def feature_columns(feature: object) -> Iterator[str]:
+    """The columns a feature reads."""
+    for name in ("column", "weights"):
+        value = getattr(feature, name, None)
+        if value is not None:
+            yield value
+    yield from getattr(feature, "columns", ())
+    yield from getattr(feature, "name_columns", ())
+
+
+def _unmentioned(schema: Schema, given: dict[str, object], stored: Features) -> list[str]:
+    """Keys of stored query features none of whose columns the caller gave, ids included."""
+    key_columns = {schema.query_key, schema.interactions.query}
+    mentioned = {
+        name
+        for name, feature in schema.query.items()
+        if any(c in given and c not in key_columns for c in feature_columns(feature))
+    }
+    return [key for key in stored if key.split(".")[0] not in mentioned and key not in mentioned]
+
+
+def save_run(run: Run, store: Store, folder: Path) -> None:
+    """Write ``run.toml`` beside the checkpoints, the path of the store taken from there."""
+    assert run.data is not None
+    relative = os.path.relpath(store.path, folder)
+    text = dump_run(replace(run, data=replace(run.data, store=relative)))
+    partial = folder / (RUN + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    shutil.move(partial, folder / RUN)

@@ -1,0 +1,180 @@
+"""One step: encode, draw, compare, move. The whole of training is this function and the order it is called in."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Run, Training
+from ..data.store import Store
+from ..errors import DataError
+from ..frequency import Frequency
+from ..losses import Loss
+from ..negatives import Sampler, propose
+from ..optimisers import RowOptimiser
+from ..part import Facts
+from ..records import Batch, Encoded, Features, Ragged
+from ..scoring import encode
+from ..towers import Table, TwoTower
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What a step says of itself."""
+
+    loss: float
+    n_pairs: int
+    n_columns: int
+    excluded: float
+    """Share of (line, candidate) places that were excluded."""
+    alone: int
+    """Positives that had no candidate left."""
+
+
+class CurrentModel:
+    """The towers and the frequency estimate as samplers may see them (``negatives.Look``)."""
+
+    def __init__(self, model: Model, query_BD: Tensor) -> None:
+        self._model = model
+        self.query_BD = query_BD.detach()
+
+    def items(self, row: Tensor) -> Tensor:
+        """[...] item rows -> [..., D], encoded now, without gradient."""
+        with torch.no_grad():
+            distinct, at = row.flatten().unique(return_inverse=True)
+            vectors = self._model.items(distinct)
+            return vectors.index_select(0, at).view(*row.shape, -1)
+
+    def log_presence(self, row: Tensor) -> Tensor:
+        """log P(item is in the global batch), as known before this batch."""
+        return self._model.frequency.log_presence(row)
+
+
+class Model(nn.Module):
+    """Everything that learns or remembers: towers, loss, sampler, frequency estimate, optimiser state of tables."""
+
+    def __init__(self, run: Run, store: Store, facts: Facts) -> None:
+        super().__init__()
+        self.towers: TwoTower = copy.deepcopy(run.towers)
+        self.loss: Loss = copy.deepcopy(run.loss)
+        self.negatives: Sampler = copy.deepcopy(run.negatives)
+        self.frequency: Frequency = copy.deepcopy(run.frequency)
+        self.towers.build(store.schema, store.encoders.table_sizes)
+        for part in (self.loss, self.negatives, self.frequency):
+            part.setup(facts)
+        self.row_optimisers = nn.ModuleList(copy.deepcopy(run.training.tables) for _ in self.towers.all_tables())
+        for table, optimiser in zip(self.towers.all_tables(), self.row_optimisers, strict=True):
+            optimiser.allocate(*table.weight.shape, table.weight.device)
+        self.store = store
+
+    def items(self, row: Tensor) -> Tensor:
+        """Distinct item rows [U] -> vectors [U, D]."""
+        return self.towers.encode_item(to_device(self.store.item.take(row.cpu()), row.device))
+
+    def tables(self) -> list[tuple[Table, RowOptimiser]]:
+        """Embedding tables with their optimisers."""
+        return list(zip(self.towers.all_tables(), self.row_optimisers, strict=True))  # type: ignore[arg-type]
+
+
+def to_device(features: Features, device: torch.device | str) -> Features:
+    """Features moved to a device; nothing is done for the CPU."""
+    if torch.device(device).type == "cpu":
+        return features
+    return {name: column.to(device) for name, column in features.items()}
+
+
+class Stepper:
+    """Runs steps of one model: draws from (seed, step), so that a step does not depend on those before it."""
+
+    def __init__(self, model: Model, training: Training) -> None:
+        self.model, self.training = model, training
+        self.device = torch.device(training.device)
+        self.gemm = torch.bfloat16 if training.precision == "bfloat16" else None
+        self.dense = [p for p in model.parameters() if p.requires_grad]
+        self.optimiser = training.dense.build(self.dense) if self.dense else None
+        self.base_lr = training.dense.lr
+
+    def __call__(self, batch: Batch, step: int, rate: float) -> StepReport:
+        """One global batch, with learning rates times ``rate``.
+
+        Raises DataError when the loss or a gradient is not finite, naming the tensor and the step.
+        """
+        model, seed = self.model, self.training.seed * 1_000_003 + step
+        torch.manual_seed(seed)  # dropout
+        rng = torch.Generator(self.device).manual_seed(seed)
+        if self.device.type != "cpu":
+            batch = batch.to(self.device)
+        query_BD = model.towers.encode_query(batch.query)
+        look = CurrentModel(model, query_BD)
+        candidates = propose(model.negatives, batch, look, rng)
+        encoded = encode(query_BD, model.items, batch, candidates)
+        loss, notes = model.loss(encoded, tile=self.training.tile, gemm=self.gemm)
+        value = loss.item()
+        if not torch.isfinite(loss):
+            raise self._not_finite(encoded, step)
+        if loss.requires_grad:
+            loss.backward()
+            self._move(step, rate)
+        model.frequency.observe(batch.item_P)
+        own = model.negatives.observe(candidates.blocks, encoded, look)
+        if own is not None:
+            raise TypeError(f"{type(model.negatives).__name__}.observe returned a loss, which this trainer can't minimise")
+        return StepReport(
+            loss=value,
+            n_pairs=len(batch.item_P),
+            n_columns=len(encoded.shared.row) + encoded.own.row.shape[1],
+            excluded=float(notes["excluded_share"]),
+            alone=int((~notes["alive"]).sum()),
+        )
+
+    def _move(self, step: int, rate: float) -> None:
+        tables = [(table, optimiser, table.gradient()) for table, optimiser in self.model.tables()]
+        scale = self._clip([g for *_, found in tables if found is not None for g in [found[1]]], step)
+        for table, optimiser, found in tables:
+            if found is not None:
+                rows_U, gradient_UD = found
+                if scale < 1:
+                    gradient_UD = gradient_UD * scale
+                optimiser.step(table.weight, rows_U, gradient_UD, rate * table.settings.lr_scale)
+        if self.optimiser is not None:
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.base_lr * rate
+            self.optimiser.step()
+            self.optimiser.zero_grad(set_to_none=True)
+
+    def _clip(self, of_tables: list[Tensor], step: int) -> float:
+        """Scales dense gradients in place to the clipped norm; returns the scale for those of tables."""
+        limit = self.training.clip_norm
+        of_dense = [p.grad for p in self.dense if p.grad is not None]
+        if limit is None:
+            return 1.0
+        norm = torch.stack([g.norm() for g in (*of_tables, *of_dense)]).norm().item() if of_tables or of_dense else 0.0
+        if norm != norm or norm == float("inf"):
+            raise DataError(f"training: the gradient norm is {norm} at step {step}: lower the learning rate or check the input")
+        scale = min(1.0, limit / max(norm, 1e-12))
+        if scale < 1:
+            for gradient in of_dense:
+                gradient.mul_(scale)
+        return scale
+
+    def _not_finite(self, encoded: Encoded, step: int) -> DataError:
+        """Names the first tensor on the way to the loss that is not finite."""
+        suspects: dict[str, Tensor] = {name: p for name, p in self.model.named_parameters()}
+        for name, column in encoded.batch.query.items():
+            value = column.weight if isinstance(column, Ragged) else column
+            if value is not None and value.is_floating_point():
+                suspects[f"query feature {name!r}"] = value
+        suspects |= {
+            "reward weights": encoded.batch.weight_P,
+            "query vectors": encoded.query_BD,
+            "item vectors": torch.cat([encoded.table_TD, encoded.column_ND]),
+            "positive log counts": encoded.positive_log_count_P,
+        }
+        bad = next((name for name, tensor in suspects.items() if not torch.isfinite(tensor).all()), "the loss alone")
+        return DataError(
+            f"training: the loss is not finite at step {step}; first found in {bad}: lower the learning rate, raise the "
+            "temperature, or check the input"
+        )

@@ -1,0 +1,206 @@
+"""Every sampler draws by the law that its ``log_count`` tells."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import pytest
+import torch
+from scipy.stats import chi2, kstest
+from torch import Tensor
+
+from twotower.errors import ConfigError
+from twotower.negatives import InBatch, Mixture, Negatives, Popularity, Sampler, Uniform, propose
+from twotower.part import Facts
+from twotower.records import Batch, Block, Candidates
+
+from .conftest import BATCH_SIZE, COUNT, RunLook, batch_of
+
+M = len(COUNT)
+TOTAL = sum(COUNT)
+
+SAMPLERS: dict[str, Sampler] = {
+    "InBatch": InBatch(),
+    "Uniform shared": Uniform(24),
+    "Uniform per query": Uniform(24, per_query=True),
+    "Popularity shared": Popularity(24),
+    "Popularity per query": Popularity(24, per_query=True),
+    "Popularity smoothed": Popularity(24, alpha=0.5, smoothing=5.0),
+    "Popularity flat": Popularity(24, alpha=0.0),
+    "Mixture": InBatch() + Uniform(10) + Popularity(10, per_query=True),
+}
+
+
+def popularity(alpha: float, smoothing: float) -> list[float]:
+    weight = [(count + smoothing) ** alpha if count + smoothing > 0 else 0.0 for count in COUNT]
+    return [w / sum(weight) for w in weight]
+
+
+def covariance(sampler: Sampler) -> Tensor:
+    """Of how often each item is offered to one query, from the definition of each law. [M, M]"""
+    if isinstance(sampler, Mixture):
+        return torch.stack([covariance(part) for part in sampler.parts]).sum(0)
+    if isinstance(sampler, InBatch):
+        q = torch.tensor(COUNT, dtype=torch.float64) / TOTAL
+        absent = (1 - q) ** (BATCH_SIZE - 1)
+        both_absent = (1 - q[:, None] - q).clamp(min=0) ** (BATCH_SIZE - 1)
+        return both_absent.where(~torch.eye(M, dtype=torch.bool), absent.diag()) - absent[:, None] * absent
+    if isinstance(sampler, Uniform):
+        p = torch.full((M,), 1 / M, dtype=torch.float64)
+    else:
+        assert isinstance(sampler, Popularity)
+        p = torch.tensor(popularity(sampler.alpha, sampler.smoothing), dtype=torch.float64)
+    return sampler.n * (p.diag() - p[:, None] * p)
+
+
+def offered_to_first(candidates: Candidates) -> Tensor:
+    """[M] summed weight of each item among the candidates of the batch's first query."""
+    offered = torch.zeros(M, dtype=torch.float64)
+    for block in candidates.blocks:
+        row, log_weight = (x if x.dim() == 1 else x[0] for x in (block.row, block.log_weight))
+        offered.index_add_(0, row, log_weight.double().exp())
+    return offered
+
+
+def ready(sampler: Sampler, facts: Facts) -> Sampler:
+    sampler.setup(facts)
+    return sampler
+
+
+def p_value(sampler: Sampler, look: RunLook, trials: int, seed: int) -> float:
+    """Chi-square of what the first query is offered in many batches, each from a reshuffle, against exp(log_count).
+
+    Its own positive is item 0, which is no negative of its own and left out; the other rows are drawn. The statistic is
+    Pearson's with the covariance of the law in place of that of one multinomial: d' C^-1 d / trials.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    event = torch.repeat_interleave(torch.arange(M), torch.tensor(COUNT))
+    offered = torch.zeros(M, dtype=torch.float64)
+    batch, own = batch_of([0]), torch.zeros(1, dtype=torch.int64)
+    for _ in range(trials):
+        others = event[torch.randperm(TOTAL, generator=rng)[: BATCH_SIZE - 1]]
+        batch = batch_of(torch.cat([own, others]))
+        offered += offered_to_first(propose(sampler, batch, look, rng))
+    expected = trials * sampler.log_count(torch.arange(M), batch, look).double().exp()
+    assert not offered[expected == 0].any()
+    kept = (expected > 0).nonzero()[1:, 0]
+    assert float(expected[kept].min()) > 5
+    difference = (offered - expected)[kept]
+    inverse = torch.linalg.inv(trials * covariance(sampler)[kept][:, kept])
+    return float(chi2.sf(float(difference @ inverse @ difference), len(kept)))
+
+
+def test_every_sampler_is_here() -> None:
+    assert {type(sampler) for sampler in SAMPLERS.values()} == set(get_args(Negatives))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_draws_follow_the_counts(name: str, facts: Facts, look: RunLook) -> None:
+    sampler = ready(SAMPLERS[name], facts)
+    p_values = [p_value(sampler, look, trials=150, seed=seed) for seed in range(20)]
+    assert kstest(p_values, "uniform").pvalue > 0.01
+
+
+def test_the_test_notices_a_wrong_count(facts: Facts, look: RunLook) -> None:
+    """The classic one: (B - 1) q, the count of repeated items, for items that are offered once."""
+
+    class PerDraw(InBatch):
+        def log_count(self, row: Tensor, batch: Batch, look: RunLook) -> Tensor:
+            return (torch.tensor(COUNT)[row] * ((BATCH_SIZE - 1) / TOTAL)).log()
+
+    p_values = [p_value(ready(PerDraw(), facts), look, trials=150, seed=seed) for seed in range(3)]
+    assert max(p_values) < 1e-6
+
+
+def expected_total(sampler: Sampler) -> float:
+    """Expected summed weight of a query's candidates; in the batch, the expected distinct items of the other rows."""
+    if isinstance(sampler, Mixture):
+        return sum(expected_total(part) for part in sampler.parts)
+    if isinstance(sampler, InBatch):
+        return sum(1 - (1 - count / TOTAL) ** (BATCH_SIZE - 1) for count in COUNT)
+    assert isinstance(sampler, Uniform | Popularity)
+    return sampler.n
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_counts_sum_to_the_expected_weight(name: str, facts: Facts, look: RunLook) -> None:
+    sampler = ready(SAMPLERS[name], facts)
+    log_count = sampler.log_count(torch.arange(M), batch_of([0, 1]), look)
+    assert float(log_count.double().exp().sum()) == pytest.approx(expected_total(sampler), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_contract_of_a_sampler(name: str, facts: Facts, look: RunLook) -> None:
+    """Same generator, same rows; blocks counted as any rows are; rows of any shape; no state before it is set up."""
+    sampler = SAMPLERS[name]
+    assert sampler.state_dict() == {}
+    ready(sampler, facts)
+    batch = batch_of([3, 0, 3, 11])
+    first, again = (propose(sampler, batch, look, torch.Generator().manual_seed(1)) for _ in range(2))
+    for block, same in zip(first.blocks, again.blocks, strict=True):
+        assert torch.equal(block.row, same.row)
+        assert block.row.dtype == torch.int64
+        assert block.row.shape == block.log_weight.shape == block.log_count.shape
+        assert block.row.dim() == 1 or len(block.row) == 4
+        assert bool(block.log_count.isfinite().all())
+        assert torch.equal(block.log_count, sampler.log_count(block.row, batch, look))
+    assert torch.equal(first.positive_log_count_P, sampler.log_count(batch.item_P, batch, look))
+    row = torch.arange(M)
+    log_count = sampler.log_count(row, batch, look)
+    assert torch.equal(sampler.log_count(row.view(3, 4), batch, look), log_count.view(3, 4))
+    assert not bool(log_count.isnan().any())
+    assert log_count.dtype == torch.float32
+    assert sampler.observe(first.blocks, None, look) is None  # type: ignore[arg-type]
+
+
+def test_the_batch_is_offered_once_each(look: RunLook) -> None:
+    (block,) = InBatch().draw(batch_of([7, 3, 7, 11, 3, 3]), look, torch.Generator())
+    assert block.row.tolist() == [3, 7, 11]
+    assert block.log_weight.tolist() == [0.0, 0.0, 0.0]
+    assert block.of_batch
+
+
+def test_uniform_counts_and_shapes(facts: Facts, look: RunLook) -> None:
+    batch, rng = batch_of([0, 1, 2]), torch.Generator()
+    shared, own = ready(Uniform(7), facts), ready(Uniform(7, per_query=True), facts)
+    assert shared.draw(batch, look, rng)[0].row.shape == (7,)
+    assert own.draw(batch, look, rng)[0].row.shape == (3, 7)
+    assert own.log_count(torch.tensor([4]), batch, look).tolist() == pytest.approx([math.log(7 / 12)])
+
+
+def test_popularity_counts(facts: Facts, look: RunLook) -> None:
+    batch = batch_of([0])
+    for sampler in (Popularity(6), Popularity(6, alpha=1.0, smoothing=2.0), Popularity(6, alpha=-0.5)):
+        log_count = ready(sampler, facts).log_count(torch.arange(M), batch, look).tolist()
+        for found, p in zip(log_count, popularity(sampler.alpha, sampler.smoothing), strict=True):
+            assert found == (pytest.approx(math.log(6 * p), rel=1e-5) if p else -math.inf)
+
+
+def test_a_place_without_an_item_counts_once(facts: Facts, look: RunLook) -> None:
+    class HalfEmpty(Uniform):
+        def draw(self, batch: Batch, look: RunLook, rng: torch.Generator) -> tuple[Block, ...]:
+            return (Block.of(torch.tensor([5, -1])),)
+
+    (block,) = propose(ready(HalfEmpty(6), facts), batch_of([0]), look, torch.Generator()).blocks
+    assert block.log_count.tolist() == pytest.approx([math.log(1 / 2), 0.0])
+
+
+def test_counts_are_unknown_without_a_density(facts: Facts, look: RunLook) -> None:
+    class Chosen(Uniform):
+        density = "none"
+
+    candidates = propose(ready(Chosen(6), facts), batch_of([0, 1]), look, torch.Generator())
+    assert bool(candidates.blocks[0].log_count.isnan().all())
+    assert bool(candidates.positive_log_count_P.isnan().all())
+
+
+def test_settings_that_make_no_sense_are_refused(facts: Facts) -> None:
+    with pytest.raises(ConfigError, match="Uniform: n is 0, expected at least 1"):
+        Uniform(0)
+    with pytest.raises(ConfigError, match="Popularity: n is -3"):
+        Popularity(-3)
+    with pytest.raises(ConfigError, match="smoothing is -1"):
+        Popularity(3, smoothing=-1)
+    with pytest.raises(ConfigError, match="expected a positive number"):
+        Popularity(3, alpha=500.0).setup(facts)

@@ -1,0 +1,182 @@
+"""The command line: its verbs, what goes wrong and with which exit status."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+import docstring_parser
+import pytest
+
+import twotower
+from twotower import cli
+from twotower.errors import DataError
+
+
+def write_run(folder: Path, more: str = "") -> Path:
+    path = folder / "run.toml"
+    path.write_text(
+        f"""
+        [schema]
+        interactions = {{ query = "user", item = "item", time = "time" }}
+        query.user = {{ kind = "Id", column = "user" }}
+        item.item = {{ kind = "Id", column = "item" }}
+        [data]
+        interactions = ["events.parquet"]
+        {more}
+        """
+    )
+    return path
+
+
+def test_the_verbs_are_these() -> None:
+    verbs = [name for name in cli.app if not name.startswith("-")]
+    assert sorted(verbs) == ["demo", "evaluate", "ingest", "init", "recommend", "train"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["recommend", "--help"], ["--version"], ["trian"]]
+)
+def test_help_does_not_import_torch(arguments: list[str]) -> None:
+    program = (
+        "import sys; from twotower.cli import main; main(sys.argv[1:]);"
+        "print([n for n in ('torch', 'pyarrow', 'numpy') if n in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert shown.stdout.endswith("[]\n")
+
+
+def test_python_dash_m() -> None:
+    shown = subprocess.run([sys.executable, "-m", "twotower", "--version"], capture_output=True, text=True, check=True)
+    assert shown.stdout == f"{twotower.__version__}\n"
+    wrong = subprocess.run([sys.executable, "-m", "twotower", "trian"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+
+
+@pytest.mark.parametrize("verb", ["demo", "evaluate", "ingest", "init", "recommend", "train"])
+def test_every_parameter_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    function = getattr(cli, verb)
+    documented = {param.arg_name: param.description for param in docstring_parser.parse(function.__doc__).params}
+    assert list(documented) == list(inspect.signature(function).parameters)
+    assert cli.main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(str(description).split()[0] in shown for description in documented.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], 'Did you mean "train"?'),
+        (["train", "run.toml"], '"train" parameter --out requires an argument'),
+        (["recommend", "m", "--query", "{}", "--filterseen"], "Did you mean --filter-seen"),
+        (["train", "nowhere.toml", "--out", "x"], "nowhere.toml: No such file or directory, expected a run as TOML"),
+        (["recommend", "m", "--query", "{"], "--query: not valid JSON"),
+        (["recommend", "m", "--query", "[1]"], "--query: found [1], expected an object"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
+    assert message in shown.err
+
+
+def test_a_wrong_override_names_the_file_and_the_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_run(tmp_path)
+    assert cli.main(["train", str(path), "--out", str(tmp_path / "m"), "--set", "training.bath_size=3"]) == 2
+    expected = f"error: {path}: training.bath_size is not a setting of Training: did you mean 'batch_size'?\n"
+    assert capsys.readouterr().err == expected
+
+
+@dataclass(frozen=True)
+class Call:
+    """Stands for a result, and remembers what it was asked for."""
+
+    given: list[object]
+
+    def table(self) -> str:
+        return f"table of {self.given}"
+
+    def to_json(self) -> str:
+        return json.dumps({"given": self.given})
+
+
+@dataclass(frozen=True)
+class Found:
+    """Stands for a recommendation."""
+
+    item: str
+    score: float
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A ``twotower.training`` whose functions only say what they were called with."""
+
+    def evaluate(model: Path, *, split: str) -> Call:
+        return Call([model.name, split])
+
+    def recommend(model: Path, query: dict[str, object], *, k: int, filter_seen: bool) -> list[Found]:
+        if query == {"user": "stranger"}:
+            raise DataError("nobody\nknows")
+        if query == {"user": "impatient"}:
+            raise KeyboardInterrupt
+        return [Found(f"{model.name} {query['user']} {k} {filter_seen}", 0.25), Found("other", -1.5)]
+
+    module = types.ModuleType("twotower.training")
+    module.evaluate, module.recommend = evaluate, recommend  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "twotower.training", module)
+    return module
+
+
+@pytest.mark.usefixtures("training")
+def test_json_is_printed_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "m", "--split", "valid", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"given": ["m", "valid"]}
+    assert cli.main(["recommend", "m", "--query", '{"user": "é"}', "--k", "3", "--no-filter-seen", "--json"]) == 0
+    best = {"item": "m é 3 False", "score": 0.25}
+    assert json.loads(capsys.readouterr().out) == [best, {"item": "other", "score": -1.5}]
+
+
+@pytest.mark.usefixtures("training")
+def test_results_are_printed_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "m"]) == 0
+    assert capsys.readouterr().out == "table of ['m', 'test']\n"
+    assert cli.main(["recommend", "m", "--query", '{"user": "u1"}']) == 0
+    assert capsys.readouterr().out == "  0.2500  m u1 10 True\n -1.5000  other\n"
+
+
+@pytest.mark.usefixtures("training")
+def test_an_error_of_several_lines_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recommend", "m", "--query", '{"user": "stranger"}']) == 2
+    assert capsys.readouterr().err == "error: nobody knows\n"
+
+
+@pytest.mark.usefixtures("training")
+def test_an_interrupt_is_status_130() -> None:
+    assert cli.main(["recommend", "m", "--query", '{"user": "impatient"}']) == 130
+
+
+def test_from_files_to_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"u{i % 7},i{i % 5},2024-01-{i + 1:02}T00:00:00" for i in range(20)]
+    (tmp_path / "events.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    path = tmp_path / "run.toml"
+    assert cli.main(["init", str(tmp_path / "events.csv"), "--out", str(path)]) == 0
+    assert "user_id" in capsys.readouterr().out
+    assert cli.main(["ingest", str(path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["n_events"], report["n_queries"], report["n_items"]) == (20, 7, 5)
+    assert twotower.Store.open(tmp_path / "store").n_events == 20
+    assert cli.main(["ingest", str(path)]) == 2
+    assert str(tmp_path / "store") in capsys.readouterr().err
+    assert cli.main(["ingest", str(path), "--overwrite"]) == 0
+    assert cli.main(["init", str(tmp_path / "events.csv"), "--out", str(path)]) == 2
