@@ -10,7 +10,7 @@ PYTEST := .venv/bin/python -m pytest -q
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: .venv/core  ## train and query a small model on generated data
+demo: .venv/core  ## train and query a small model on data that comes with the package
 	.venv/bin/twotower demo
 
 test: .venv/dev  ## quick tests

@@ -29,10 +29,14 @@ def committed_run(name: str, work: Path, set: Sequence[str] = ()) -> Run:
     run = load_run(path, set)
     assert run.data is not None
     if not (data_folder() / name).exists():
-        raise SystemExit(f"{name}: its data is not at {data_folder() / name}; set TWOTOWER_DATA to the folder that holds it")
+        raise SystemExit(
+            f"{name}: its data is not at {data_folder() / name}; set TWOTOWER_DATA to the folder that holds it"
+        )
 
     def placed(paths: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(data_folder() / Path(p).relative_to(SETTINGS.resolve())) for p in paths)
 
-    data = replace(run.data, interactions=placed(run.data.interactions), test=placed(run.data.test), store=str(work / "store"))
+    data = replace(
+        run.data, interactions=placed(run.data.interactions), test=placed(run.data.test), store=str(work / "store")
+    )
     return replace(run, data=data)

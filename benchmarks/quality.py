@@ -59,7 +59,11 @@ def measure(name: str, *, set: list[str], validate: bool) -> None:
         print(f"fitted {fit.epochs:g} epochs, {fit.steps} steps in {fit.seconds:.1f} s")
         if name == "debian":
             print(vote(store, part_E, asked).table())
-    names = ("recall@10", "recall@100", "recall@100_tail", "recall@100_unseen") if name == "debian" else ("recall@20", "ndcg@20")
+    names = (
+        ("recall@10", "recall@100", "recall@100_tail", "recall@100_unseen")
+        if name == "debian"
+        else ("recall@20", "ndcg@20")
+    )
     metrics = {n: result.metric(n) for n in names} | {"fit_seconds": fit.seconds}
     report(
         f"quality {name}" + (" (validation)" if validate else ""),
@@ -84,7 +88,9 @@ def vote(store: Store, part_E: np.ndarray, asked: str) -> Evaluation:
         shape=(store.n_queries, store.n_items),
     )[known]
     questions = held_out(store, part_E, asked)
-    votes = tfidf_vote([query_texts[q] for q in known], target, [query_texts[q] for q in questions.query_Q.tolist()], store.n_items)
+    votes = tfidf_vote(
+        [query_texts[q] for q in known], target, [query_texts[q] for q in questions.query_Q.tolist()], store.n_items
+    )
     return _evaluate_votes(questions, votes, np.bincount(store.item_row[before], minlength=store.n_items))
 
 
@@ -93,7 +99,12 @@ def _evaluate_votes(questions: HeldOut, votes: sp.csr_matrix, count_M: np.ndarra
         return torch.from_numpy(votes[start:stop].toarray())
 
     return evaluate_scores(
-        scores, questions.truth, seen=questions.seen, item_count_M=torch.from_numpy(count_M), k=(10, 100), name="tf-idf vote"
+        scores,
+        questions.truth,
+        seen=questions.seen,
+        item_count_M=torch.from_numpy(count_M),
+        k=(10, 100),
+        name="tf-idf vote",
     )
 
 

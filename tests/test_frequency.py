@@ -91,7 +91,7 @@ def test_exact_presence_follows_the_data_and_is_not_saved() -> None:
 
 
 def test_a_bucket_moves_by_alpha_towards_the_gap_since_its_last_batch() -> None:
-    frequency = started(StreamingFrequency(alpha=0.25, initial_gap=8.0, patience=math.inf))
+    frequency = started(StreamingFrequency(alpha=0.25, initial_gap=8.0, patience=math.inf, warm_up=False))
     other = torch.tensor([1])
     for batch in (torch.tensor([0]), other, other, torch.tensor([0])):  # item 0 in batches 1 and 4
         frequency.observe(batch)
@@ -99,8 +99,19 @@ def test_a_bucket_moves_by_alpha_towards_the_gap_since_its_last_batch() -> None:
     assert gap(frequency, 0) == pytest.approx(5.4375, rel=1e-6)
 
 
+def test_warm_up_averages_the_first_gaps_alike() -> None:
+    frequency = started(StreamingFrequency(alpha=0.25, initial_gap=8.0, patience=math.inf))
+    item, other = torch.tensor([0]), torch.tensor([1])
+    gaps = [1, 3, 2, 4]
+    for wait in gaps:
+        for batch in [other] * (wait - 1) + [item]:
+            frequency.observe(batch)
+    # the shares are 1/2, 1/3, 1/4 and then alpha = 1/4: (8 + 1 + 3 + 2) / 4 = 3.5 -> 0.75 * 3.5 + 0.25 * 4 = 3.625
+    assert gap(frequency, 0) == pytest.approx(3.625, rel=1e-6)
+
+
 def test_an_item_that_comes_twice_in_a_batch_is_updated_once() -> None:
-    once, twice = (started(StreamingFrequency(alpha=0.25, initial_gap=8.0, hashes=3)) for _ in range(2))
+    once, twice = (started(StreamingFrequency(alpha=0.25, initial_gap=8.0, hashes=3, warm_up=False)) for _ in range(2))
     for _ in range(3):
         once.observe(torch.tensor([4, 7]))
         twice.observe(torch.tensor([4, 7, 4, 4]))
@@ -110,7 +121,7 @@ def test_an_item_that_comes_twice_in_a_batch_is_updated_once() -> None:
 
 
 def test_two_items_of_a_batch_that_share_a_bucket_update_it_once() -> None:
-    frequency = started(StreamingFrequency(buckets=1, alpha=0.25, initial_gap=8.0))
+    frequency = started(StreamingFrequency(buckets=1, alpha=0.25, initial_gap=8.0, warm_up=False))
     frequency.observe(torch.tensor([0, 1, 2]))
     assert gap(frequency, 0) == pytest.approx(6.25, rel=1e-6)
 
@@ -205,7 +216,8 @@ def test_corrected_proposition_4_1() -> None:
     """
     p, alpha, initial, n = 0.25, 0.1, 20.0, 8000
     # 8000 items in 2**23 buckets: four that share one are nothing among them
-    frequency = started(StreamingFrequency(buckets=2**23, alpha=alpha, initial_gap=initial, patience=math.inf))
+    settings = {"alpha": alpha, "initial_gap": initial, "patience": math.inf, "warm_up": False}
+    frequency = started(StreamingFrequency(buckets=2**23, **settings))
     row, rng = torch.arange(n), generator()
     seen_M = torch.zeros(n, dtype=torch.int64)
     at: dict[int, list[Tensor]] = {1: [], 10: [], 100: []}
@@ -286,7 +298,7 @@ def test_the_published_simulation() -> None:
     rng = generator()
 
     def table(alpha: float, hashes: int) -> StreamingFrequency:
-        return started(StreamingFrequency(buckets=5000 // hashes, hashes=hashes, alpha=alpha))
+        return started(StreamingFrequency(buckets=5000 // hashes, hashes=hashes, alpha=alpha, warm_up=False))
 
     def stream(q_M: Tensor, steps: int, *tables: StreamingFrequency) -> None:
         for _ in range(0, steps, 250):

@@ -1,9 +1,9 @@
 """How far is the mean gradient of sampled softmax from that of full softmax? (Zipf catalogue, frozen logits)
 
-M = 2000 items of Zipf-1 popularity, logits N(0, 2^2), batches of B = 128 and B' = 128 uniform negatives. The error is the
-relative L1 distance between the mean sampled gradient with respect to the logits and that of the full softmax, for positives
-whose logit is raised by 0, 5 and 8 (a trained model). Only the first estimator is this package's; the others are what is
-found elsewhere, written out naively.
+M = 2000 items of Zipf-1 popularity, logits N(0, 2^2), batches of B = 128 and B' = 128 uniform negatives. The error is
+the relative L1 distance between the mean sampled gradient with respect to the logits and that of the full softmax, for
+positives whose logit is raised by 0, 5 and 8 (a trained model). Only the first estimator is this package's; the others
+are what is found elsewhere, written out naively.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def errors() -> dict[str, Tensor]:
 def _ours(
     total: Tensor, logits: Tensor, item: Tensor, others: Tensor, sampler, look: Look, g: torch.Generator
 ) -> Tensor:
-    """One query a row: its vector is a unit vector, an item's vector holds its logits, so a gradient of items is one of logits."""
+    """One query a row: its vector is a unit vector, an item's vector holds its logits, so a gradient of items is one of
+    logits."""
     rows = torch.arange(len(item))
     drawn = propose(sampler, _batch(others, torch.zeros_like(others)), look, g)
     item_MD = logits.T.contiguous().requires_grad_()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,18 @@ from .errors import ConfigError
 from .part import Part
 
 
+def _require(ok: bool, name: str, setting: str, found: float, expected: str) -> None:
+    if not ok:
+        raise ConfigError(f"training: {setting} of {name} is {found}, expected {expected}")
+
+
 def _check_rate(name: str, lr: float) -> None:
-    if lr <= 0:
-        raise ConfigError(f"training: lr of {name} is {lr}, expected a positive number")
+    _require(0 < lr < math.inf, name, "lr", lr, "a positive number")
+
+
+def _check_betas(name: str, beta1: float, beta2: float) -> None:
+    _require(0 <= beta1 < 1, name, "beta1", beta1, "0 up to but not 1")
+    _require(0 <= beta2 < 1, name, "beta2", beta2, "0 up to but not 1")
 
 
 class RowOptimiser(Part):
@@ -36,14 +46,22 @@ class RowOptimiser(Part):
 class RowwiseAdagrad(RowOptimiser):
     """One accumulator a row: a += mean(g^2); w -= lr g / (sqrt(a) + eps).
 
-    The state is 1/dim of the table, and only touched rows are read or written. With a loss that is a mean over the batch,
-    gradients are small (1/B), so an initial accumulator such as 0.1 would stop all learning: it starts at 0.
+    The state is 1/dim of the table, and only touched rows are read or written. With a loss that is a mean over the
+    batch, gradients are small (1/B), so an initial accumulator such as 0.1 would stop all learning: it starts at 0.
 
     Source: Duchi et al., JMLR 2011, with the accumulator shared by a row (as in FBGEMM's row-wise Adagrad).
     """
 
     initial_accumulator: float = 0.0
     eps: float = 1e-10
+
+    accumulator_R: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name, start = type(self).__name__, self.initial_accumulator
+        _require(0 <= start < math.inf, name, "initial_accumulator", start, "0 or more")
+        _require(self.eps > 0, name, "eps", self.eps, "a positive number")
 
     def allocate(self, rows: int, dim: int, device: torch.device) -> None:
         """One float a row."""
@@ -61,8 +79,8 @@ class RowwiseAdagrad(RowOptimiser):
 class RowwiseAdam(RowOptimiser):
     """Adam with one second moment a row; rows that a batch does not touch keep their moments.
 
-    m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) mean(g^2); w -= lr m' / (sqrt(v') + eps), bias corrected by each row's own
-    number of steps.
+    m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) mean(g^2); w -= lr m' / (sqrt(v') + eps), bias corrected by
+    each row's own number of steps.
 
     Source: Kingma and Ba, ICLR 2015, algorithm 1, lazily and with the second moment shared by a row.
     """
@@ -72,11 +90,14 @@ class RowwiseAdam(RowOptimiser):
     beta2: float = 0.99
     eps: float = 1e-10
 
+    first_RD: Tensor = field(init=False)
+    second_R: Tensor = field(init=False)
+    steps_R: Tensor = field(init=False)
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
-            if not 0 <= beta < 1:
-                raise ConfigError(f"training.tables: {name} of RowwiseAdam is {beta}, expected 0 up to but not 1")
+        _check_betas(type(self).__name__, self.beta1, self.beta2)
+        _require(self.eps > 0, type(self).__name__, "eps", self.eps, "a positive number")
 
     def allocate(self, rows: int, dim: int, device: torch.device) -> None:
         """The table once more (not with beta1 = 0), and two floats a row."""
@@ -115,6 +136,8 @@ class AdamW:
 
     def __post_init__(self) -> None:
         _check_rate("AdamW", self.lr)
+        _check_betas("AdamW", self.beta1, self.beta2)
+        _require(0 <= self.weight_decay < math.inf, "AdamW", "weight_decay", self.weight_decay, "0 or more")
 
     def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """Over the given parameters."""
@@ -132,6 +155,8 @@ class Adagrad:
 
     def __post_init__(self) -> None:
         _check_rate("Adagrad", self.lr)
+        start = self.initial_accumulator
+        _require(0 <= start < math.inf, "Adagrad", "initial_accumulator", start, "0 or more")
 
     def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """Over the given parameters."""

@@ -1,7 +1,7 @@
 """The records of one training step: who knows these knows the program.
 
-Shapes: ``B`` queries, ``P`` positive pairs (``P = B`` in a batch of pairs), ``N`` shared candidates, ``K`` candidates of a
-query's own, ``M`` catalogue, ``D`` width. A *row* is an encoded number, an *id* the caller's raw value.
+Shapes: ``B`` queries, ``P`` positive pairs (``P = B`` in a batch of pairs), ``N`` shared candidates, ``K`` candidates
+of a query's own, ``M`` catalogue, ``D`` width. A *row* is an encoded number, an *id* the caller's raw value.
 
     Batch       encoded query features, positives, weights, what each query is known to like
     Block       candidates of one source: rows and the log of their expected count
@@ -70,7 +70,8 @@ class Ragged:
 
 
 Features = dict[str, Tensor | Ragged]
-"""Encoded features of n queries or items: int64 [n] rows (-1: missing), float32 [n] or [n, d] numbers, ragged row lists."""
+"""Encoded features of n queries or items: int64 [n] rows (-1: missing), float32 [n] or [n, d] numbers, ragged row
+lists."""
 
 Items = Callable[[Tensor], Tensor]
 """Distinct item rows [U] -> vectors [U, D]: the item tower over the features of those rows."""
@@ -113,7 +114,8 @@ class Block:
     row: Tensor
     """Item rows; -1 is no item of the catalogue (then ``vector`` is given or the place is empty)."""
     log_count: Tensor
-    """log E[summed weight of the item among this query's candidates], shape of ``row`` ([B, N] too); nan: no density."""
+    """log E[summed weight of the item among this query's candidates], shape of ``row`` ([B, N] too); nan: no density.
+    """
     log_weight: Tensor
     """Shape of ``row``: 0 for once, log m for m times, -inf for an empty place."""
     source: int = 0
@@ -165,5 +167,5 @@ class Encoded:
 
     @property
     def positives_are_columns(self) -> bool:
-        """Whether each positive of the batch is among the shared columns, because a sampler offered the batch itself."""
+        """Whether each positive of the batch is among the shared columns: a sampler offered the batch itself."""
         return self.shared.of_batch

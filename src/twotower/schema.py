@@ -4,8 +4,8 @@ A *query* is described by its own attributes (``query``), by what surrounds one 
 interaction itself, the seed item, the history) and an *item* by its content (``item``). A feature is declared once, by
 name; how its values become rows and numbers is in ``data.encoders``, how those become vectors in ``towers``.
 
-Features that name the same ``table`` share one embedding table and hence one vocabulary. By default a feature has a table
-of its own, except that item ids, seed items and histories share the table ``item``.
+Features that name the same ``table`` share one embedding table and hence one vocabulary. By default a feature has a
+table of its own, except that item ids, seed items and histories share the table ``item``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _check_buckets(feature: Id | Categorical | Categories) -> None:
     _require(feature.oov_buckets >= 1, f"{where}: oov_buckets is {feature.oov_buckets}, expected at least 1")
     _require(
         feature.hash_buckets is None or feature.hash_buckets >= 2,
-        f"{where}: hash_buckets is {feature.hash_buckets}, expected at least 2, or leave it out for an exact vocabulary",
+        f"{where}: hash_buckets is {feature.hash_buckets}, expected at least 2, or none for an exact vocabulary",
     )
 
 
@@ -89,9 +89,9 @@ class Categories:
 class Number:
     """A quantity.
 
-    ``standard``: (x - mean) / deviation. ``log``: the same of sign(x) log(1 + |x|). ``quantile``: the number of the bucket
-    (``buckets`` of equal counts), with one learned vector each. The statistics are of the training data and are stored.
-    A missing value is the mean, or has no bucket.
+    ``standard``: (x - mean) / deviation. ``log``: the same of sign(x) log(1 + |x|). ``quantile``: the number of the
+    bucket (``buckets`` of equal counts), with one learned vector each. The statistics are of the training data and are
+    stored. A missing value is the mean, or has no bucket.
     """
 
     column: str
@@ -100,9 +100,7 @@ class Number:
     table: str | None = None
 
     def __post_init__(self) -> None:
-        _require(
-            self.buckets >= 2, f"Number(column={self.column!r}): buckets is {self.buckets}, expected at least 2"
-        )
+        _require(self.buckets >= 2, f"Number(column={self.column!r}): buckets is {self.buckets}, expected at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +120,11 @@ class Time:
 class Text:
     """Words of one or more columns as a weighted bag.
 
-    Lower-cased words, with ``chars = (3, 5)`` also the character 3- to 5-grams of each word, both hashed into ``buckets``
-    vectors; ``subwords = n`` instead trains n subword tokens (byte-pair encoding) on the text. ``name_columns`` hold names such as
-    ``libgtk-3-dev``: they also give their parts with and without digits, their first and last part and their stem.
-    Weights: ``tfidf`` (count times log inverse document frequency, unit length) or ``mean``.
+    Lower-cased words, with ``chars = (3, 5)`` also the character 3- to 5-grams of each word, both hashed into
+    ``buckets`` vectors; ``subwords = n`` instead trains n subword tokens (byte-pair encoding) on the text.
+    ``name_columns`` hold names such as ``libgtk-3-dev``: they also give their parts with and without digits, their
+    first and last part and their stem. Weights: ``tfidf`` (count times log inverse document frequency, unit length) or
+    ``mean``.
     """
 
     columns: tuple[str, ...]
@@ -201,7 +200,8 @@ class Interactions:
     time_unit: Literal["s", "ms", "us", "ns"] = "s"
     """Unit of a numeric time column; timestamps and ISO text need none."""
     weight: str | None = None
-    """Reward of the event, not negative; 1 without it. An event of weight 0 trains nothing but stays known and counted."""
+    """Reward of the event, not negative; 1 without it. An event of weight 0 trains nothing but stays known and counted.
+    """
     split: str | None = None
     """Column that says train, valid or test."""
     query_is_item: bool = False
@@ -263,7 +263,8 @@ class Schema:
                 _require(
                     _vocabulary_settings(feature) == _vocabulary_settings(first),
                     f"schema: {first_name} and {name} share the table {table!r} but make its rows differently "
-                    f"({_vocabulary_settings(first)} and {_vocabulary_settings(feature)}): give them equal settings or two tables",
+                    f"({_vocabulary_settings(first)} and {_vocabulary_settings(feature)}): "
+                    "give them equal settings or two tables",
                 )
         for name, feature in self.context.items():
             if isinstance(feature, (History, Seed)):
@@ -271,7 +272,8 @@ class Schema:
                 ids = [n for n, f in users.get(table or "", []) if isinstance(f, Id) and n.startswith("item.")]
                 _require(
                     bool(ids),
-                    f"schema: context.{name} looks item ids up in the table {table!r}, but no item feature of kind Id uses it: "
+                    f"schema: context.{name} looks item ids up in the table {table!r}, but no item feature of kind Id "
+                    "uses it: "
                     'declare one, such as [schema.item] item = { kind = "Id", column = "item_id" }',
                 )
 
@@ -286,7 +288,7 @@ class Schema:
 
 
 def table_of(side: str, name: str, feature: Feature) -> str | None:
-    """The embedding table a feature uses; None where it has none (``Time`` makes ``side.name.hour`` and ``.weekday``)."""
+    """The embedding table of a feature, None where it has none (``Time`` has ``side.name.hour`` and ``.weekday``)."""
     if isinstance(feature, (Vector, Time)) or (isinstance(feature, Number) and feature.transform != "quantile"):
         return None
     if feature.table is not None:

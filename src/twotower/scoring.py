@@ -2,8 +2,8 @@
 
 ``encode`` fetches every distinct item of a batch through the item tower once and merges equal candidates. ``Scores`` is
 what a loss sees of some rows: similarities, and reductions (log-sum-exp, sum, mean) that apply weights, corrections and
-exclusions. ``run`` evaluates a loss tile by tile: rows of whole queries at a time, the gradient formed in the forward pass,
-so that no ``B x N`` matrix is ever held.
+exclusions. ``run`` evaluates a loss tile by tile: rows of whole queries at a time, the gradient formed in the forward
+pass, so that no ``B x N`` matrix is ever held.
 
 ``tile=None`` is the *direct* form, plain autograd over one tile: the oracle's twin.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +34,8 @@ DEFAULT_TILE = 128
 def encode(query_BD: Tensor, items: Items, batch: Batch, candidates: Candidates) -> Encoded:
     """Vectors of the positives and candidates: one item-tower call over the distinct rows.
 
-    Shared candidates of equal row become one column whose ``log_weight`` is the log of their summed weight, which is exact
-    for log-sum-exp, sum and mean, and keeps the columns sorted by row, so that exclusion is a binary search.
+    Shared candidates of equal row become one column whose ``log_weight`` is the log of their summed weight, which is
+    exact for log-sum-exp, sum and mean, and keeps the columns sorted by row, so that exclusion is a binary search.
     """
     shared = [block for block in candidates.blocks if block.row.dim() == 1]
     own = [block for block in candidates.blocks if block.row.dim() == 2]
@@ -67,15 +67,16 @@ def encode(query_BD: Tensor, items: Items, batch: Batch, candidates: Candidates)
 
 def positive_scores(query_BD: Tensor, encoded: Encoded) -> Tensor:
     """[P] similarity of each positive with its query."""
-    scores: Tensor = _PairDot.apply(query_BD, encoded.table_TD, encoded.batch.of_P, encoded.positive_slot_P)
+    of_P, slot_P = encoded.batch.of_P, encoded.positive_slot_P
+    scores: Tensor = _PairDot.apply(query_BD, encoded.table_TD, of_P, slot_P)  # type: ignore[no-untyped-call]
     return scores
 
 
 class _PairDot(torch.autograd.Function):
     """<query of p, item of p> for P pairs sorted by query, without ever holding P vectors.
 
-    The products are the gradient of a bag of items by its weights, and their own gradients are weighted bags: three passes
-    over the vectors instead of the ten of gather, multiply and sum.
+    The products are the gradient of a bag of items by its weights, and their own gradients are weighted bags: three
+    passes over the vectors instead of the ten of gather, multiply and sum.
     """
 
     @staticmethod
@@ -171,7 +172,7 @@ def _join_own(blocks: Sequence[Block], n_queries: int, like: Tensor) -> Block:
 def corrected_log_count(log_count: Tensor, encoded: Encoded, strength: float) -> Tensor:
     """``strength * log_count + k``, with k such that the counts of the whole catalogue keep their sum.
 
-    k = log sum_j c_j - log sum_j c_j^strength, both sums estimated from the candidates at hand: an item that was drawn with
+    k = log sum_j c_j - log sum_j c_j^strength, both sums estimated from the candidates at hand: an item drawn with
     weight w stands for w / c_j items. So a sweep of the strength changes the shape of the correction, not the odds of
     positives against negatives. At strength 1, k = 0.
     """
@@ -195,8 +196,8 @@ class TiledLoss(Protocol):
     correction: Correction
     strength: float
     exclude: Exclude
-    per_pair: bool
-    by_log_sum_exp: bool
+    per_pair: ClassVar[bool]
+    by_log_sum_exp: ClassVar[bool]
     """The loss is a ``LogSumExpLoss``."""
 
     def prepare(self, encoded: Encoded) -> tuple[Tensor, dict[str, Tensor]]:
@@ -209,7 +210,8 @@ class TiledLoss(Protocol):
 
 
 class Lines:
-    """The rows of the score matrix: one a query, or for losses that compare each positive with each candidate one a pair."""
+    """The rows of the score matrix: one a query, or for losses that compare each positive with each candidate one a
+    pair."""
 
     def __init__(self, encoded: Encoded, loss: TiledLoss) -> None:
         batch = encoded.batch
@@ -370,7 +372,8 @@ class Scores:
 
 
 class LogSumExpLoss(TiledLoss, Protocol):
-    """A loss that sees its candidates only through their log-sum-exp: the engine then knows the gradient in closed form."""
+    """A loss that sees its candidates only through their log-sum-exp: the engine then knows the gradient in closed
+    form."""
 
     def finish(self, log_sum_p: Tensor, scores: Scores) -> Tensor:
         """[p] loss of each positive from log sum_j w_j e^{s_j} of its query."""
@@ -382,11 +385,11 @@ def run(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the loss of every positive over the batch's total weight, and notes per positive.
 
-    ``tile`` is the number of lines held at a time (None: all, by plain autograd). ``gemm`` is the type products are taken in
-    (None: that of the vectors); sums, log-sum-exp and loss keep the vectors' type.
+    ``tile`` is the number of lines held at a time (None: all, by plain autograd). ``gemm`` is the type products are
+    taken in (None: that of the vectors); sums, log-sum-exp and loss keep the vectors' type.
 
-    Notes: ``loss`` [P] (detached), ``alive`` [P], whether the positive had any candidate, and ``excluded_share``, the share
-    of places (line, candidate) that were excluded.
+    Notes: ``loss`` [P] (detached), ``alive`` [P], whether the positive had any candidate, and ``excluded_share``, the
+    share of places (line, candidate) that were excluded.
     """
     query_BD, row = loss.prepare(encoded)
     lines = Lines(encoded, loss)
@@ -396,7 +399,7 @@ def run(
     names = tuple(row)
     parameters = [p for p in loss.parameters() if p.requires_grad] if isinstance(loss, torch.nn.Module) else []
     notes: dict[str, Tensor] = {}
-    total = _Tiled.apply(
+    total = _Tiled.apply(  # type: ignore[no-untyped-call]
         loss, lines, names, tile, gemm, notes, query_LD, encoded.column_ND, encoded.table_TD, *row.values(), *parameters
     )
     return total, notes
@@ -464,7 +467,7 @@ class _Tiled(torch.autograd.Function):
 
 
 class _Gradients:
-    """What one pass over the tiles adds up: gradients of query, column and table vectors, of [P] inputs and parameters."""
+    """What a pass over the tiles adds up: gradients of query, column and table vectors, [P] inputs, parameters."""
 
     def __init__(
         self,
@@ -491,9 +494,7 @@ class _Gradients:
     def all(self) -> list[Tensor]:
         return [self.of_query, self.of_column, self.of_table, *self.of_row.values(), *self.of_parameter]
 
-    def tile(
-        self, loss: TiledLoss, start: int, stop: int, pairs: slice, weight_p: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def tile(self, loss: TiledLoss, start: int, stop: int, pairs: slice, weight_p: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and aliveness of the positives of lines ``start`` to ``stop``; adds their gradients."""
         row = {name: value[pairs].detach().requires_grad_(self.wanted) for name, value in self.row.items()}
         scores = Scores(self.lines, start, stop, self._similarities(start, stop), row)
@@ -556,9 +557,7 @@ class _Gradients:
             gradient = self._differentiate(loss_p, weight_p, wrt, pairs)
         return loss_p.detach(), alive_p, gradient
 
-    def _differentiate(
-        self, loss_p: Tensor, weight_p: Tensor, wrt: list[Tensor], pairs: slice
-    ) -> Tensor | None:
+    def _differentiate(self, loss_p: Tensor, weight_p: Tensor, wrt: list[Tensor], pairs: slice) -> Tensor | None:
         """Adds the gradients of [p] inputs and parameters; returns that of the first of ``wrt``."""
         if not self.wanted or not loss_p.requires_grad:
             return None

@@ -23,7 +23,8 @@ class Case:
 
 
 def make_case(seed: int, *, batch_of: str, shared: bool = True, own: bool = True) -> Case:
-    """Queries with one or several positives, repeated shared candidates, own lists with an empty place, ragged known items."""
+    """Queries with one or several positives, repeated shared candidates, own lists with an empty place, ragged known
+    items."""
     g = torch.Generator().manual_seed(seed)
     n_items, n_queries, width = 19, 7, 4
     count_B = torch.ones(n_queries, dtype=torch.int64)
@@ -42,7 +43,8 @@ def make_case(seed: int, *, batch_of: str, shared: bool = True, own: bool = True
         of_P=of_P,
         weight_P=torch.rand(len(item_P), generator=g, dtype=torch.float64) + 0.2,
         known=Ragged(
-            offset=torch.tensor([0, *[len(k) for k in known]]).cumsum(0), value=torch.tensor([i for k in known for i in k])
+            offset=torch.tensor([0, *[len(k) for k in known]]).cumsum(0),
+            value=torch.tensor([i for k in known for i in k]),
         ),
     )
     log_count_M = torch.randn(n_items, generator=g, dtype=torch.float64)
@@ -56,9 +58,7 @@ def make_case(seed: int, *, batch_of: str, shared: bool = True, own: bool = True
         log_weight_BK = torch.zeros(n_queries, 3, dtype=torch.float64)
         log_weight_BK[2, 1] = -math.inf
         log_weight_BK[4, 0] = math.log(0.5)
-        blocks.append(
-            Block(row=row_BK, log_count=log_count_M[row_BK], log_weight=log_weight_BK)
-        )
+        blocks.append(Block(row=row_BK, log_count=log_count_M[row_BK], log_weight=log_weight_BK))
     return Case(
         query_BD=torch.randn(n_queries, width, generator=g, dtype=torch.float64).requires_grad_(),
         item_MD=torch.randn(n_items, width, generator=g, dtype=torch.float64).requires_grad_(),
@@ -89,7 +89,9 @@ def candidates_of(case: Case, pair: int, exclude: str) -> list[tuple[int, float]
     query = int(case.batch.of_P[pair])
     banned: set[int] = set()
     if exclude == "known":
-        banned = set(case.batch.known.value[case.batch.known.offset[query] : case.batch.known.offset[query + 1]].tolist())
+        banned = set(
+            case.batch.known.value[case.batch.known.offset[query] : case.batch.known.offset[query + 1]].tolist()
+        )
     if exclude == "positives":
         banned = set(case.batch.item_P[case.batch.of_P == query].tolist())
     found = []
@@ -103,7 +105,8 @@ def candidates_of(case: Case, pair: int, exclude: str) -> list[tuple[int, float]
 
 
 def strength_offset(case: Case, strength: float) -> float:
-    """k that keeps the estimated sum of counts: log(sum w) - log(sum w c^(strength - 1)), own lists averaged over queries."""
+    """k that keeps the estimated sum of counts: log(sum w) - log(sum w c^(strength - 1)), own lists averaged over
+    queries."""
     total = shaped = 0.0
     n_queries = len(case.batch.query_B)
     for block in case.candidates.blocks:
@@ -115,7 +118,9 @@ def strength_offset(case: Case, strength: float) -> float:
     return math.log(total) - math.log(shaped)
 
 
-def loss(case: Case, name: str, *, temperature: Tensor, correction: str, strength: float, exclude: str, **settings: float) -> Tensor:
+def loss(
+    case: Case, name: str, *, temperature: Tensor, correction: str, strength: float, exclude: str, **settings: float
+) -> Tensor:
     """Weighted mean over the positives of one of the losses, by name."""
     total = torch.zeros((), dtype=torch.float64)
     for pair in range(len(case.batch.item_P)):
@@ -125,7 +130,14 @@ def loss(case: Case, name: str, *, temperature: Tensor, correction: str, strengt
 
 
 def _pair_loss(
-    case: Case, pair: int, name: str, temperature: Tensor, correction: str, strength: float, exclude: str, settings: dict[str, float]
+    case: Case,
+    pair: int,
+    name: str,
+    temperature: Tensor,
+    correction: str,
+    strength: float,
+    exclude: str,
+    settings: dict[str, float],
 ) -> Tensor:
     query = case.query_BD[int(case.batch.of_P[pair])]
     item = int(case.batch.item_P[pair])
@@ -144,7 +156,8 @@ def _pair_loss(
     weighted = [s + math.log(w) for s, w in zip(scores, weights, strict=True)]
     if name == "softmax":
         if settings.get("renormalise"):
-            # counts conditioned on not drawing the positive: c_j / (1 - q), q = c_p over the weight of this query's draws
+            # counts conditioned on not drawing the positive: c_j / (1 - q), q = c_p over the weight of this query's
+            # draws
             all_weight = sum(w for _, w in candidates_of(case, pair, "none"))
             share = math.exp(case.log_count_M[item].item()) / all_weight
             weighted = [x + math.log1p(-min(share, 1 - 1e-6)) for x in weighted]

@@ -93,9 +93,7 @@ def test_excluded_candidates_get_no_gradient(loss_name: str, tile: int | None) -
         pytest.skip("only exclude = 'known' reads the known items")
     case = CASES["queries, shared and own"]
     n_items, n_queries = len(case.item_MD), len(case.batch.query_B)
-    everything = Ragged(
-        offset=torch.arange(n_queries + 1) * n_items, value=torch.arange(n_items).repeat(n_queries)
-    )
+    everything = Ragged(offset=torch.arange(n_queries + 1) * n_items, value=torch.arange(n_items).repeat(n_queries))
     full = dataclasses.replace(case, batch=dataclasses.replace(case.batch, known=everything))
     value, found, notes = evaluate(loss, full, tile)
     assert value.item() == 0

@@ -6,7 +6,7 @@ Vectorised throughout: a batch is a handful of index operations on memory-mapped
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -45,8 +45,13 @@ class Pairs:
         offset, at = spans(start, self.offset.index_select(0, query + 1) - start)
         owner = torch.repeat_interleave(torch.arange(len(query)), offset[1:] - offset[:-1])
         met = self.first_us.index_select(0, at) <= time_us.index_select(0, owner)
-        count = owner[met].bincount(minlength=len(query))
-        return Ragged(offset=torch.cat([count.new_zeros(1), count.cumsum(0)]), value=self.item.index_select(0, at[met]))
+        return keep(Ragged(offset=offset, value=self.item.index_select(0, at)), met)
+
+
+def keep(lists: Ragged, kept: Tensor) -> Ragged:
+    """The same lists with only the values that are kept (one truth value each); for lists without weights."""
+    count = lists.owner()[kept].bincount(minlength=len(lists))
+    return Ragged(offset=torch.cat([count.new_zeros(1), count.cumsum(0)]), value=lists.value[kept])
 
 
 def group_pairs(
@@ -87,7 +92,9 @@ class Histories:
             return
         if store.time_us is None:
             name = self.features[0][0]
-            raise ConfigError(f"schema.context.{name}: a History needs the time of events, but interactions.time is not set")
+            raise ConfigError(
+                f"schema.context.{name}: a History needs the time of events, but interactions.time is not set"
+            )
         query, time_us = np.asarray(store.query_row[events]), np.asarray(store.time_us[events])
         order = np.lexsort((time_us, query))
         query, self.time_us = query[order].astype(np.int64), time_us[order]
@@ -109,9 +116,7 @@ class Histories:
         for name, feature, row_M in self.features:
             first = torch.maximum(start, stop - feature.k)
             offset, at = spans(first, stop - first)
-            length = offset[1:] - offset[:-1]
-            weight = torch.repeat_interleave(1.0 / length.clamp(min=1).float(), length)
-            found[name] = Ragged(offset=offset, value=row_M.index_select(0, self.item.index_select(0, at)), weight=weight)
+            found[name] = mean_of(Ragged(offset=offset, value=row_M[self.item.index_select(0, at)]))
         return found
 
     def _strictly_before(self, query: Tensor, time_us: np.ndarray, start: Tensor, stop: Tensor) -> Tensor:
@@ -122,6 +127,15 @@ class Histories:
             earlier = (low < high) & (self.time_us[np.minimum(middle, len(self.time_us) - 1)] < time_us)
             low, high = np.where(earlier, middle + 1, low), np.where(earlier | (low >= high), high, middle)
         return torch.from_numpy(low)
+
+
+def mean_of(lists: Ragged) -> Ragged:
+    """Lists of table rows weighted 1 / length; items without an id (row -1) are left out."""
+    there = lists.value >= 0
+    if not bool(there.all()):
+        lists = keep(lists, there)
+    length = lists.lengths()
+    return replace(lists, weight=torch.repeat_interleave(1.0 / length.clamp(min=1).float(), length))
 
 
 def id_rows(store: Store, table: str | None) -> Tensor:
@@ -152,8 +166,8 @@ class TrainingBatches:
         query_weight: float = 0.0,
         seed: int = 0,
     ) -> None:
-        """``events`` are the indices to train on; ``query_weight`` multiplies a pair's weight by n_q ** query_weight, n_q the
-        number of training pairs of its query."""
+        """``events`` are the indices to train on; ``query_weight`` multiplies a pair's weight by n_q ** query_weight,
+        n_q the number of distinct training pairs of its query."""
         if not len(events):
             raise DataError("training: no event is left to train on")
         self.store, self.events = store, events
@@ -175,13 +189,11 @@ class TrainingBatches:
         self.varies = varies_within_query(store.schema)
         if batch_of == "queries" and self.varies:
             raise ConfigError(
-                "training.batch_of: 'queries' batches whole queries, but this schema has context features (or no query id), "
-                "which differ from event to event: use batch_of = 'pairs'"
+                "training.batch_of: 'queries' batches whole queries, but this schema has context features (or no "
+                "query id), which differ from event to event: use batch_of = 'pairs'"
             )
 
-    def _with_self(
-        self, query: np.ndarray, item: np.ndarray, weight: np.ndarray, time_us: np.ndarray | None
-    ) -> Pairs:
+    def _with_self(self, query: np.ndarray, item: np.ndarray, weight: np.ndarray, time_us: np.ndarray | None) -> Pairs:
         """What is never a negative: known positives, and the query's own item where queries are items."""
         own = self.store.query_item_row
         if own is None:
@@ -295,5 +307,3 @@ def query_features(
         found.update(store.context.take(event))
     found.update(histories.before(query, time_us))
     return found
-
-

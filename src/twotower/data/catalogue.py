@@ -193,9 +193,8 @@ def _differs(kept: pa.Array, found: pa.Array) -> NDArray[np.bool_]:
         return _lists_differ(kept, found)
     if pa.types.is_null(kept.type) or pa.types.is_null(found.type):
         return np.zeros(len(kept), bool)
-    both_missing = pc.and_(kept.is_null(nan_is_null=True), found.is_null(nan_is_null=True))
     unequal = pc.not_equal(kept, found.cast(kept.type, safe=False))
-    return mask_of(pc.and_not(unequal, both_missing))
+    return mask_of(pc.and_not(unequal, found.is_null(nan_is_null=True)))
 
 
 def _lists_differ(kept: pa.Array, found: pa.Array) -> NDArray[np.bool_]:

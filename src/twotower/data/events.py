@@ -78,8 +78,8 @@ class Events:
                 if column not in names:
                     among = "there is no file of" if side.source is None else "neither in the file of"
                     raise DataError(
-                        f"schema.{side.name}: column {column!r} is not in the interactions, and {among} {side.tally.name}"
-                        f"{did_you_mean(column, names)}; those have {', '.join(names)}"
+                        f"schema.{side.name}: column {column!r} is not in the interactions, and {among} "
+                        f"{side.tally.name}{did_you_mean(column, names)}; those have {', '.join(names)}"
                     )
 
     def kept(self, *, count: bool) -> Iterator[Kept]:
@@ -102,8 +102,8 @@ class Events:
         table, time_us = self._with_moments(table, causes)
         weight = self._weights(table, causes)
         part = self._parts(chunk, group)
-        causes.mark(UNKNOWN_ITEM, item_row < 0, self._item.vocabulary is not None)
-        causes.mark(UNKNOWN_QUERY, query_row < 0, self._query.vocabulary is not None)
+        causes.mark(UNKNOWN_ITEM, item_row < 0, self._item.source is not None)
+        causes.mark(UNKNOWN_QUERY, query_row < 0, self._query.source is not None)
         if count:
             group.tally.read += len(table)
             for cause, mask in causes.masks():
@@ -204,8 +204,8 @@ def _time_is_feature(schema: Schema) -> bool:
     for side, name, feature in users:
         if isinstance(feature, Time) and feature.unit != unit:
             raise SchemaError(
-                f"schema: {side}.{name} reads the column {column!r} in unit {feature.unit!r}, but interactions.time_unit "
-                f"is {unit!r}: set unit = {unit!r}"
+                f"schema: {side}.{name} reads the column {column!r} in unit {feature.unit!r}, but "
+                f"interactions.time_unit is {unit!r}: set unit = {unit!r}"
             )
     return bool(users) and all(isinstance(feature, Time) for _, _, feature in users)
 

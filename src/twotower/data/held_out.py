@@ -11,10 +11,11 @@ from torch import Tensor
 from ..errors import DataError
 from ..records import Features, Ragged
 from ..schema import History
-from .batches import Histories, Pairs, group_pairs, query_features
+from .batches import Histories, Pairs, group_pairs, keep, query_features
+from .splits import TEST, TRAIN, VALID
 from .store import Store
 
-PARTS = {"train": 0, "valid": 1, "test": 2}
+PARTS = {"train": TRAIN, "valid": VALID, "test": TEST}
 """The numbers a split gives to events."""
 
 
@@ -52,18 +53,29 @@ def held_out(store: Store, part_E: np.ndarray, part: str, *, filter_seen: bool =
 
     What came before is train, and valid too when test is asked. With ``filter_seen`` an item the query met before is no
     answer (it could not be recommended) and is counted in ``n_repeats``.
+
+    Raises DataError where nothing is left to ask.
     """
+    if part not in PARTS:
+        raise DataError(f"evaluation: there is no part {part!r} of a split, expected one of {sorted(PARTS)}")
     target = PARTS[part]
     asked = np.flatnonzero(part_E == target)
     if not len(asked):
-        raise DataError(f"evaluation: the split has no {part} events: give it a {part} share, or a split column with {part!r}")
+        raise DataError(
+            f"evaluation: the split has no {part} events: give it a {part} share, or a split column with {part!r}"
+        )
     before = np.flatnonzero((part_E >= 0) & (part_E < target))
     histories = Histories(store, before)
     seen = seen_pairs(store, before)
     context = [f for f in store.schema.context.values() if not isinstance(f, History)]
-    if context or store.schema.interactions.query is None:
-        return _by_event(store, asked, seen, histories, filter_seen)
-    return _by_query(store, asked, seen, histories, filter_seen)
+    by_event = context or store.schema.interactions.query is None
+    found = (_by_event if by_event else _by_query)(store, asked, seen, histories, filter_seen)
+    if not len(found):
+        raise DataError(
+            f"evaluation: all {found.n_repeats} {part} pairs were met before, so none is left to ask: set "
+            "evaluation.filter_seen = false, or choose another split"
+        )
+    return found
 
 
 def seen_pairs(store: Store, before: np.ndarray) -> Pairs:
@@ -117,17 +129,12 @@ def _nothing(n: int) -> Ragged:
     return Ragged(offset=torch.zeros(n + 1, dtype=torch.int64), value=torch.empty(0, dtype=torch.int64))
 
 
-def _keep(lists: Ragged, kept: Tensor) -> Ragged:
-    count = lists.owner()[kept].bincount(minlength=len(lists))
-    return Ragged(offset=torch.cat([count.new_zeros(1), count.cumsum(0)]), value=lists.value[kept])
-
-
 def _clear(lists: Ragged, cleared: Tensor) -> Ragged:
-    return _keep(lists, ~cleared[lists.owner()])
+    return keep(lists, ~cleared[lists.owner()])
 
 
 def _without(lists: Ragged, other: Ragged) -> tuple[Ragged, int]:
     """Lists less the values of the other's list of the same number, and how many went."""
     top = max(int(lists.value.max()) if len(lists.value) else 0, int(other.value.max()) if len(other.value) else 0) + 1
     drop = torch.isin(lists.owner() * top + lists.value, other.owner() * top + other.value)
-    return _keep(lists, ~drop), int(drop.sum())
+    return keep(lists, ~drop), int(drop.sum())

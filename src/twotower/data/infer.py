@@ -18,6 +18,7 @@ from pathlib import Path
 from ..errors import ConfigError, DataError
 from ..schema import Categorical, Categories, Feature, History, Id, Interactions, Schema, Text, Time
 from .arrow import TimeUnit
+from .events import PARTS
 from .profile import ColumnProfile, TableProfile, profile
 from .readers import Source, reads_once
 from .suggest import (
@@ -54,7 +55,6 @@ _LABEL_NAMES = (
     *("is_positive", "positive", "label", "is_click", "click", "clicked", "is_like", "like", "liked", "purchased"),
     *("purchase", "bought", "converted", "target"),
 )
-_SPLIT_VALUES = ("train", "valid", "test")
 _PAIRS_OF_WORDS = ({"source", "target"}, {"src", "dst"}, {"from", "to"})
 
 
@@ -369,7 +369,7 @@ def _find_roles(
             "nothing: describe queries by context or by a query file"
         )
     taken = {column.name for column in (query, item, time) if column is not None}
-    split = next((c for c in columns if c.name not in taken and holds_only(c, _SPLIT_VALUES)), None)
+    split = next((c for c in columns if c.name not in taken and holds_only(c, PARTS)), None)
     roles = _Roles(
         item=item.name,
         query=None if query is None else query.name,

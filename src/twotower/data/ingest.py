@@ -71,9 +71,9 @@ def ingest(
     events first. The same of queries. A feature's column that is not in the query or item file is taken from the
     interactions: the first value of each id that is not missing; events with another value are counted.
 
-    Where a split is given (``schema.interactions.split``, or files of ``valid`` or ``test`` events), what encoders learn
-    (vocabularies, mean and deviation, quantiles) is learnt from training events, and from the queries and items that
-    have some; else from all. Vocabularies of items are of the whole catalogue always.
+    Where a split is given (``schema.interactions.split``, or files of ``valid`` or ``test`` events), what encoders
+    learn (vocabularies, mean and deviation, quantiles) is learnt from training events, and from the queries and items
+    that have some; else from all. Vocabularies of items are of the whole catalogue always.
 
     Args:
         schema: what the columns mean.
@@ -221,6 +221,7 @@ class _Ingest:
         event, context = (ColumnsWriter(self._folder / _RAW, name) for name in ("event", "context"))
         n = 0
         for kept in self._events.kept(count=False):
+            self._check_known(kept)
             event.append(_event_columns(kept))
             with naming(kept.where):
                 context.append(self._encoded(encoders, "context", kept.table))
@@ -231,6 +232,12 @@ class _Ingest:
         if n != n_kept:
             raise DataError(f"interactions: the files changed while they were read ({n_kept:,} events, then {n:,})")
         return event.close_and_open(), context.close_and_open()
+
+    def _check_known(self, kept: Kept) -> None:
+        """The first pass saw every id that stays."""
+        for side, row in ((self._item, kept.item_row), (self._query, kept.query_row)):
+            if side.id_column is not None and (row < 0).any():
+                raise DataError(f"{kept.where}: the files changed while they were read (a new {side.name} id)")
 
     def _encoded(self, encoders: Encoders, side: str, table: pa.Table) -> dict[str, Column]:
         encoded = encoders.transform(side, table)

@@ -197,7 +197,7 @@ def _regroup(tables: Iterator[pa.Table], file: str) -> Iterator[pa.Table]:
     waiting: list[pa.Table] = []
     n_rows = n_bytes = 0
     for table in tables:
-        table = _plain(_checked(table, file))
+        table = _plain(_checked(table, file), file)
         if waiting and table.schema != waiting[0].schema:
             yield from _sliced(waiting)
             waiting, n_rows, n_bytes = [], 0, 0
@@ -230,20 +230,38 @@ def _checked(table: pa.Table, file: str) -> pa.Table:
     return table
 
 
-def _plain(table: pa.Table) -> pa.Table:
+def _plain(table: pa.Table, file: str) -> pa.Table:
     """Dictionaries, views and extension types as the plain values they stand for."""
     for at, column in enumerate(table.schema):
-        kind = column.type
         values = table.column(at)
-        if isinstance(kind, pa.BaseExtensionType):
-            values = pa.chunked_array([chunk.storage for chunk in values.chunks], kind.storage_type)
-        if pa.types.is_dictionary(values.type):
-            values = values.cast(values.type.value_type)
-        if pa.types.is_string_view(values.type):
-            values = values.cast(pa.large_string())
-        if values.type != kind:
-            table = table.set_column(at, column.name, values)
+        try:
+            plain = pa.chunked_array([_plain_array(chunk) for chunk in values.chunks], _plain_type(values.type))
+        except pa.ArrowException as error:
+            raise DataError(f"{file}, column {column.name!r}: {values.type} can't be used ({short(error)})") from error
+        if plain.type != values.type:
+            table = table.set_column(at, column.name, plain)
     return table
+
+
+def _plain_array(array: pa.Array) -> pa.Array:
+    if isinstance(array.type, pa.BaseExtensionType):
+        return _plain_array(array.storage)
+    if pa.types.is_dictionary(array.type):
+        return _plain_array(array.dictionary).take(array.indices)
+    plain = _plain_type(array.type)
+    return array if plain == array.type else array.cast(plain)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain_type(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        inner = _plain_type(kind.value_type)
+        same = inner == kind.value_type
+        return kind if same else pa.list_(inner) if pa.types.is_list(kind) else pa.large_list(inner)
+    return pa.large_string() if pa.types.is_string_view(kind) else kind
 
 
 _READERS: dict[str, Callable[[File, Wanted], Iterator[pa.Table]]] = {

@@ -29,7 +29,7 @@ Parts = NDArray[np.int8]
 class TimeSplit:
     """One cut in time for everybody: train, then valid, then test.
 
-    The cuts lie between two different moments, as near as possible to the shares, so events of one moment stay
+    The cuts lie between two different moments, as near to the shares as that allows, so events of one moment stay
     together. With ``valid_from`` or ``test_from`` (ISO, "2024-05-01" or "2024-05-01T12:00:00Z"; UTC without a zone) the
     dates count and the shares don't; a part whose date is left out has no events.
     """
@@ -63,8 +63,8 @@ class TimeSplit:
         valid_us, test_us = _moment_us("valid_from", self.valid_from), _moment_us("test_from", self.test_from)
         n = store.n_events
         if valid_us is None and test_us is None:
-            test_start = _cut_near(time_us, n * (1 - self.test)) if self.test else n
-            valid_start = _cut_near(time_us, n * (1 - self.test - self.valid)) if self.valid else test_start
+            test_start = _cut_near(time_us, self.test, n) if self.test else n
+            valid_start = _cut_near(time_us, self.test + self.valid, test_start) if self.valid else test_start
             asked = (self.valid > 0, self.test > 0)
         else:
             test_start = n if test_us is None else int(np.searchsorted(time_us, test_us))
@@ -275,12 +275,16 @@ def _query_of(store: Store, split: str) -> NDArray[np.int32]:
     return store.query_row
 
 
-def _cut_near(time_us: NDArray[np.int64], place: float) -> int:
-    """The boundary between two different moments that is nearest to ``place``; the earlier one of two as near."""
+def _cut_near(time_us: NDArray[np.int64], share: float, stop: int) -> int:
+    """The boundary between two different moments that is nearest to leaving ``share`` behind it; of two the earlier one.
+
+    One that leaves nothing before it, or nothing between it and ``stop``, is taken only where there is no other.
+    """
+    place = round(len(time_us) * (1 - share), 6)  # 1.5000000000000002 is the middle
     moment = time_us[min(int(place), len(time_us) - 1)]
-    before = int(np.searchsorted(time_us, moment, side="left"))
-    after = int(np.searchsorted(time_us, moment, side="right"))
-    return before if place - before <= after - place else after
+    around = [int(np.searchsorted(time_us, moment, side=side)) for side in ("left", "right")]
+    useful = [cut for cut in around if 0 < cut < stop]
+    return min(useful or around, key=lambda cut: (abs(cut - place), cut))
 
 
 def _places_from_end(group: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

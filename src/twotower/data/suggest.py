@@ -23,6 +23,8 @@ from .vocabulary import hash64, one_array
 
 _FEW = 20
 """Distinct numbers up to which they are taken for categories."""
+_PHRASES = 200
+"""Distinct phrases of several words up to which they are taken for categories, unless nearly all are different."""
 _FEW_IDS = 1_000
 """Distinct values up to which a column of the interactions that is called an id can be a category."""
 _MANY = 10_000
@@ -87,12 +89,12 @@ def suggest(column: ColumnProfile) -> Verdict:
         return _left_out("no value is there")
     if _ROW_NUMBER.fullmatch(column.name):
         return _left_out("the row number of a data frame, by its name")
+    if column.kind == "other":
+        return _left_out(f"type {column.type} can't be a feature")
     if column.n_distinct == 1 and column.kind != "vector":
         return _left_out(f"constant: every value is {column.examples[0]}")
     if column.missing_share > 0.95:
         return _left_out(f"{column.missing_share:.1%} missing")
-    if column.kind == "other":
-        return _left_out(f"type {column.type} can't be a feature")
     verdict = _by_kind(column)
     if column.missing_share <= 0.5:
         return verdict
@@ -132,7 +134,8 @@ def _text(column: ColumnProfile) -> Verdict:
     is_category = bool(_CATEGORY_WORDS & set(words_of(column.name)))
     if column.share_matching(r"^-?\d+(\.\d+)?$") == 1.0 and column.n_distinct > _FEW and not is_category:
         return _left_out("numbers stored as text: convert them to use them as Number")
-    if column.words_a_text() >= 2 and column.share_matching(r"\s") > 0.5 and column.n_distinct > 100:
+    is_varied = column.n_distinct > _PHRASES or (column.unique_share > 0.5 and column.n_distinct > _FEW)
+    if is_varied and column.words_a_text() >= 2 and column.share_matching(r"\s") > 0.5:
         return Verdict(is_text=True)
     return _category(column)
 
@@ -272,7 +275,8 @@ def _leak(
     if label is not None and _tells(label[1], values) > _ALMOST_ALL:
         return f"all but tells {label[0]}: known only after the event"
     if _OUTCOME_WORDS & set(words_of(column.name)):
-        return "sounds like an outcome, known only after the event"
+        returned = "; some are negative: returned or cancelled events train like the others until you take them out"
+        return "sounds like an outcome, known only after the event" + (returned if column.low < 0 else "")
     if _explained_by(item, values) > 0.8:
         return "mostly follows from the item, so as context it gives the answer away"
     return None

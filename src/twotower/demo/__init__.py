@@ -45,9 +45,10 @@ def demo(out: str | Path = "demo") -> None:
     console.rule(f"done in {time.perf_counter() - started:.0f} s")
     console.print(
         f"The model is in {out / 'model'}. Next:\n"
-        f"  twotower recommend {_short(out / 'model')} --query '{{\"description\": \"web server\"}}' --k 10\n"
+        f'  twotower recommend {_short(out / "model")} --query \'{{"description": "web server"}}\' --k 10\n'
         f"  twotower evaluate {_short(out / 'model')} --json\n"
-        "  twotower init YOUR_INTERACTIONS.csv --items YOUR_ITEMS.csv --out run.toml    # then: twotower train run.toml --out model",
+        "  twotower init YOUR_INTERACTIONS.csv --items YOUR_ITEMS.csv --out run.toml\n"
+        "  twotower train run.toml --out model",
         soft_wrap=True,
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from ..records import Ragged
 from .baselines import RandomOrder, popularity_vectors
-from .inputs import Vectors, check_lists, pairs
+from .inputs import check_lists, check_vectors, pairs
 from .metrics import METRICS, recall
 from .ranks import Ranks
 from .report import MODEL, Evaluation, SliceSize, metric_names
@@ -63,7 +63,7 @@ def evaluate(
     """
     if not k or min(k) < 1:
         raise ConfigError(f"evaluation: k is {tuple(k)}, expected one or more places, each at least 1")
-    vectors = Vectors(query_QD, item_MD)
+    check_vectors(query_QD, item_MD)
     if item_count_M.shape != (len(item_MD),):
         raise DataError(
             f"item_count_M: found {list(item_count_M.shape)} counts, expected one for each of the {len(item_MD)} items"
@@ -82,10 +82,10 @@ def evaluate(
         memory_mb=memory_mb,
     )
     start = time.perf_counter()
-    tallies = {MODEL: task.rank(vectors)}
+    tallies = {MODEL: task.rank(query_QD, item_MD)}
     seconds = time.perf_counter() - start
     if baselines:
-        tallies["popularity"] = task.rank(Vectors(*popularity_vectors(item_count_M, len(query_QD))))
+        tallies["popularity"] = task.rank(*popularity_vectors(item_count_M, len(query_QD)))
         tallies["random"] = task.rank_at_random()
     return Evaluation(
         rows={name: tally.means() for name, tally in tallies.items()},
@@ -165,14 +165,14 @@ class _Task:
     def device(self) -> torch.device:
         return self.item_count_M.device
 
-    def rank(self, vectors: Vectors) -> _Tally:
+    def rank(self, query_QD: Tensor, item_MD: Tensor) -> _Tally:
         """A row whose scores are inner products."""
         tally = _Tally(self)
         for query_b in self._blocks():
             truth, seen = self._lists_of(query_b)
             top, ranks = top_k_and_ranks(
-                vectors.query_QD.index_select(0, query_b),
-                vectors.item_MD,
+                query_QD.index_select(0, query_b),
+                item_MD,
                 self.k[-1],
                 truth,
                 exclude=seen,

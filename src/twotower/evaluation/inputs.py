@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -14,25 +12,19 @@ LAST_ROW = 2**31 - 1
 """The greatest item row that can be ranked."""
 
 
-@dataclass(frozen=True, slots=True)
-class Vectors:
-    """Both sides: finite, of one width, and with inner products that stay finite in float32."""
-
-    query_QD: Tensor
-    item_MD: Tensor
-
-    def __post_init__(self) -> None:
-        width = self.query_QD.shape[1]
-        if width != self.item_MD.shape[1]:
-            raise DataError(f"query vectors are {width} wide, item vectors {self.item_MD.shape[1]}, expected one width")
-        if len(self.item_MD) > LAST_ROW:
-            raise DataError(f"the catalogue has {len(self.item_MD)} items, expected at most {LAST_ROW}")
-        bound = _largest("query", self.query_QD) * _largest("item", self.item_MD) * width
-        if bound > torch.finfo(torch.float32).max:
-            raise DataError(
-                f"scores may be as large as {bound:.1e}, expected what a float32 holds, at most 3.4e+38; "
-                "normalise the vectors or train with a lower learning rate"
-            )
+def check_vectors(query_QD: Tensor, item_MD: Tensor) -> None:
+    """Raise a ``DataError`` unless both sides are finite, of one width, and their inner products fit a float32."""
+    width = query_QD.shape[1]
+    if width != item_MD.shape[1]:
+        raise DataError(f"query vectors are {width} wide, item vectors {item_MD.shape[1]}, expected one width")
+    if len(item_MD) > LAST_ROW:
+        raise DataError(f"the catalogue has {len(item_MD)} items, expected at most {LAST_ROW}")
+    bound = _largest("query", query_QD) * _largest("item", item_MD) * width
+    if bound > torch.finfo(torch.float32).max:
+        raise DataError(
+            f"scores may be as large as {bound:.1e}, expected what a float32 holds, at most 3.4e+38; "
+            "normalise the vectors or train with a lower learning rate"
+        )
 
 
 def check_lists(name: str, lists: Ragged, *, n_queries: int, n_items: int, distinct: bool = False) -> None:

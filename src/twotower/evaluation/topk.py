@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..records import NEG_INF, Ragged
-from .inputs import Vectors, check_lists
+from .inputs import check_lists, check_vectors
 from .ranks import Ranks
 from .selection import GROUP, Best, bytes_per_query, rows_of, scores_of
 
@@ -35,17 +35,28 @@ class TopK:
     """Inner products, float32; -inf where the row is -1."""
 
 
-def top_k(query_QD: Tensor, item_MD: Tensor, k: int, *, exclude: Ragged | None = None, memory_mb: float = 64.0) -> TopK:
+def top_k(
+    query_QD: Tensor,
+    item_MD: Tensor,
+    k: int,
+    *,
+    exclude: Ragged | None = None,
+    memory_mb: float = 64.0,
+    check: bool = True,
+) -> TopK:
     """The k items with the greatest inner product with each query, without those of its list in ``exclude``.
 
     Vectors may be of any float type; they are multiplied in float32 on the device of the queries. ``item_MD`` may be a
     memory-mapped file: it is read in slices. Rows in ``exclude`` may be in any order and repeat. ``memory_mb`` bounds
-    the working memory in MiB, vectors, lists and result not counted; it need not be large to be fast.
+    the working memory in MiB, vectors, lists and result not counted; it need not be large to be fast. ``check=False`` is
+    for one query at a time against vectors that were checked before: looking at all of them takes as long as the search.
 
     Raises:
         DataError: vectors that are not finite or not of one width, rows outside the catalogue, not one list a query.
     """
-    found = _scan(Vectors(query_QD, item_MD), k, exclude=exclude, truth=None, memory_mb=memory_mb)
+    if check:
+        check_vectors(query_QD, item_MD)
+    found = _scan(query_QD, item_MD, k, exclude=exclude, truth=None, memory_mb=memory_mb)
     return TopK(row_Qk=rows_of(found.key_QL), score_Qk=scores_of(found.key_QL))
 
 
@@ -66,9 +77,10 @@ def top_k_and_ranks(
     Raises:
         DataError: as ``top_k``; a relevant row given twice to a query.
     """
+    check_vectors(query_QD, item_MD)
     check_lists("truth", truth, n_queries=len(query_QD), n_items=len(item_MD), distinct=True)
     # One place more than asked for tells whether the items that tie with the k-th go on after it.
-    found = _scan(Vectors(query_QD, item_MD), k + 1, exclude=exclude, truth=truth, memory_mb=memory_mb)
+    found = _scan(query_QD, item_MD, k + 1, exclude=exclude, truth=truth, memory_mb=memory_mb)
     score_QL = scores_of(found.key_QL)
     top = TopK(row_Qk=rows_of(found.key_QL[:, :k]), score_Qk=score_QL[:, :k])
     return top, _ranks(truth.owner(), found.truth_score_T, score_QL, found.tied_Q)
@@ -100,9 +112,11 @@ class _PairsByItem:
         return self._query[low:high], self._row[low:high] - first, self._order[low:high]
 
 
-def _scan(vectors: Vectors, keep: int, *, exclude: Ragged | None, truth: Ragged | None, memory_mb: float) -> _Found:
+def _scan(
+    query_QD: Tensor, item_MD: Tensor, keep: int, *, exclude: Ragged | None, truth: Ragged | None, memory_mb: float
+) -> _Found:
     """One pass over all tiles of queries and items."""
-    n_queries, n_items, device = len(vectors.query_QD), len(vectors.item_MD), vectors.query_QD.device
+    n_queries, n_items, device = len(query_QD), len(item_MD), query_QD.device
     if keep < 1:
         raise ValueError(f"k is {keep}, expected at least 1")
     if exclude is not None:
@@ -120,7 +134,7 @@ def _scan(vectors: Vectors, keep: int, *, exclude: Ragged | None, truth: Ragged 
         excluded = None if exclude is None else _PairsByItem(exclude.slice(start, stop))
         relevant = None if truth is None else _PairsByItem(truth.slice(start, stop))
         first_truth = 0 if truth is None else int(truth.offset[start])
-        for first, last, score_qC in _tiles(vectors.query_QD[start:stop].float(), vectors.item_MD, width, buffer):
+        for first, last, score_qC in _tiles(query_QD[start:stop].float(), item_MD, width, buffer):
             if excluded is not None:
                 query_e, column_e, _ = excluded.within(first, last)
                 score_qC[query_e, column_e] = NEG_INF

@@ -2,7 +2,7 @@
 
 from .binary import BinaryCrossEntropy
 from .pairwise import BPR, Margin
-from .row_loss import Loss, LogSumExpRowLoss, RowLoss
+from .row_loss import LogSumExpRowLoss, Loss, RowLoss
 from .softmax import BilateralSoftmax, SampledSoftmax
 
 Losses = BPR | BilateralSoftmax | BinaryCrossEntropy | Margin | SampledSoftmax

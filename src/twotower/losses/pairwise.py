@@ -27,7 +27,8 @@ class BPR(RowLoss):
 class Margin(RowLoss):
     """mean_j max(0, margin - p + s_j), weighted mean over the candidates.
 
-    Source: Weston et al., WSABIE, IJCAI 2011, equation 3 without the rank weight; Huang et al., KDD 2020, arXiv 2006.11632 (triplet).
+    Source: Weston et al., WSABIE, IJCAI 2011, equation 3 without the rank weight; Huang et al., KDD 2020, arXiv
+    2006.11632 (triplet).
     """
 
     per_pair: ClassVar[bool] = True

@@ -51,7 +51,7 @@ class RowLoss(Loss):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if not 0 < self.temperature:
+        if self.temperature <= 0:
             raise ConfigError(f"loss.temperature of {name}: found {self.temperature}, expected a positive number")
         if not 0 <= self.strength <= 1:
             raise ConfigError(f"loss.strength of {name}: found {self.strength}, expected 0 to 1")
@@ -62,8 +62,8 @@ class RowLoss(Loss):
             )
         if self.exclude == "none" and not self.corrects_positive:
             raise ConfigError(
-                f"loss.exclude of {name}: 'none' leaves the positive among its own negatives, which only SampledSoftmax "
-                "can account for: use 'positives' or 'known'"
+                f"loss.exclude of {name}: 'none' leaves the positive among its own negatives, which only "
+                "SampledSoftmax can account for: use 'positives' or 'known'"
             )
         if self.exclude == "none" and self.correction == "negatives":
             raise ConfigError(
@@ -101,7 +101,8 @@ class RowLoss(Loss):
 
 
 class LogSumExpRowLoss(RowLoss):
-    """A row loss that sees its candidates only through log sum_j w_j e^{s_j}: reduced once a query, gradient in closed form."""
+    """A row loss that sees its candidates only through log sum_j w_j e^{s_j}: reduced once a query, gradient in closed
+    form."""
 
     by_log_sum_exp: ClassVar[bool] = True
 

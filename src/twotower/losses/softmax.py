@@ -17,11 +17,13 @@ from .row_loss import LogSumExpRowLoss
 class SampledSoftmax(LogSumExpRowLoss):
     """-log( e^p / (e^p + sum_j w_j e^{s_j}) ), scores over the temperature.
 
-    With correction ``negatives`` (the default) w_j is one over the item's expected count: the sum estimates that of the full
-    softmax over the items that are not excluded, and so does its gradient as candidates grow. ``all`` takes the log count
-    from the positive's logit too, as printed in Yi et al. ``renormalise`` conditions the counts on not drawing the positive.
+    With correction ``negatives`` (the default) w_j is one over the item's expected count: the sum estimates that of the
+    full softmax over the items that are not excluded, and so does its gradient as candidates grow. ``all`` takes the
+    log count from the positive's logit too, as printed in Yi et al. ``renormalise`` conditions the counts on not
+    drawing the positive.
 
-    Source: Yi et al., RecSys 2019, equations 3 and 4; Yang et al., WWW 2020, equation 5; Khrylchenko et al., RecSys 2025.
+    Source: Yi et al., RecSys 2019, equations 3 and 4; Yang et al., WWW 2020, equation 5; Khrylchenko et al., RecSys
+    2025.
     """
 
     corrects_positive: ClassVar[bool] = True
@@ -45,14 +47,16 @@ class SampledSoftmax(LogSumExpRowLoss):
 
     @classmethod
     def mns2020(cls, *, temperature: float = 0.05) -> Self:
-        """Negatives corrected by the count of the mixture they are drawn from. Source: Yang et al., WWW 2020, equation 5."""
+        """Negatives corrected by the count of the mixture they are drawn from. Source: Yang et al., WWW 2020, equation
+        5."""
         return cls(temperature=temperature, correction="negatives", exclude="positives")
 
     @classmethod
     def refined2025(cls, *, temperature: float = 0.05) -> Self:
         """Counts conditioned on not drawing the positive, which is not corrected.
 
-        The printed loss, -sg(1 - P) (s_p - log sum_n e^{s_n - log Q'_n}), has exactly the gradient of this cross-entropy.
+        The printed loss, -sg(1 - P) (s_p - log sum_n e^{s_n - log Q'_n}), has exactly the gradient of this
+        cross-entropy.
         Source: Khrylchenko et al., RecSys 2025, arXiv 2507.09331.
         """
         return cls(temperature=temperature, correction="negatives", exclude="positives", renormalise=True)

@@ -46,7 +46,8 @@ class Uniform(Sampler):
 
 
 class Catalogue(Sampler):
-    """Every item of the catalogue once, nothing left to chance: expected count 1. A softmax over it is the full softmax."""
+    """Every item of the catalogue once, nothing left to chance: expected count 1. A softmax over it is the full
+    softmax."""
 
     density = "exact"
 

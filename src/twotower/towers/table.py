@@ -24,9 +24,9 @@ class TableSettings:
     """Multiplies the learning rate of tables."""
 
     def __post_init__(self) -> None:
-        if self.lr_scale < 0:
+        if not self.lr_scale >= 0:
             raise ConfigError(f"towers.tables: lr_scale is {self.lr_scale}, expected 0 or more")
-        if self.deviation is not None and self.deviation <= 0:
+        if self.deviation is not None and not self.deviation > 0:
             raise ConfigError(f"towers.tables: deviation is {self.deviation}, expected a positive number")
 
 
@@ -46,14 +46,19 @@ class Table(nn.Module):
         """(distinct rows [U], their leaf [U, D]) of every look-up since the optimiser's last step."""
 
     def look_up(self, row: Tensor) -> Tensor:
-        """[n] rows -> [n, D]; zeros where the row is -1."""
+        """[n] rows -> [n, D]; zeros where the row is -1, which touches no row of the table."""
+        present = row >= 0
+        if bool(present.all()):
+            return self._vectors(row)
+        at = present.nonzero()[:, 0]
+        nothing = self.weight.new_zeros(len(row), self.weight.shape[1])
+        return nothing.index_copy(0, at, self._vectors(row.index_select(0, at)))
+
+    def _vectors(self, row: Tensor) -> Tensor:
         if not (self.training and torch.is_grad_enabled()):
-            vector = self.weight.index_select(0, row.clamp(min=0))
-        else:
-            leaf_UD, at = self._leaf(row.clamp(min=0))
-            vector = leaf_UD if at is None else F.embedding(at, leaf_UD)
-        missing = row < 0
-        return vector.masked_fill(missing[:, None], 0.0) if bool(missing.any()) else vector
+            return self.weight.index_select(0, row)
+        leaf_UD, at = self._leaf(row)
+        return leaf_UD if at is None else F.embedding(at, leaf_UD)
 
     def bag(self, rows: Ragged) -> Tensor:
         """[n] lists of rows -> [n, D], their weighted sums; zeros for an empty list."""

@@ -19,9 +19,9 @@ from .table import Table, TableSettings
 class Tower(Part):
     """Features -> one vector [n, D] -> layers.
 
-    ``sum`` adds the vectors of all features (they share one width); ``concat`` puts them side by side for the first layer.
-    ``widths`` are the layers, ReLU between them and none on top; without layers and with ``sum`` an id-only tower is matrix
-    factorisation. ``projection`` adds a linear map that starts as the identity.
+    ``sum`` adds the vectors of all features (they share one width); ``concat`` puts them side by side for the first
+    layer. ``widths`` are the layers, ReLU between them and none on top; without layers and with ``sum`` an id-only
+    tower is matrix factorisation. ``projection`` adds a linear map that starts as the identity.
 
     Source: Yi et al., RecSys 2019, section 3 (towers); Yang et al., WWW 2020, section 3.3 (no activation on top).
     """
@@ -41,14 +41,17 @@ class Tower(Part):
         if any(width < 1 for width in self.widths):
             raise ConfigError(f"towers: widths are {list(self.widths)}, expected positive numbers")
         if self.combine == "concat" and not self.widths:
-            raise ConfigError("towers: combine = 'concat' needs layers to mix the features: set widths, or combine = 'sum'")
+            raise ConfigError(
+                "towers: combine = 'concat' needs layers to mix the features: set widths, or combine = 'sum'"
+            )
 
     def build(self, side: str, features: list[tuple[str, str, Feature]], tables: nn.ModuleDict, dim: int) -> int:
         """Make the layers over ``features`` (side, name, feature); returns the width of the tower's output."""
         self.tables = [tables]  # in a list: the tables belong to the pair of towers, not to this one
         self.look_ups: list[tuple[str, str, bool]] = []  # (key in Features, table, whether it is an id)
         self.numbers: list[str] = []
-        self.vectors = nn.ModuleDict()
+        self.vectors: list[str] = []
+        self.vector_layers = nn.ModuleList()
         for feature_side, name, feature in features:
             self._add(feature_side, name, feature, dim)
         if self.numbers:
@@ -72,8 +75,8 @@ class Tower(Part):
                 else:
                     self.look_ups.append((f"{name}.{part}", f"{side}.{name}.{part}", False))
         elif isinstance(feature, Vector):
-            self.vectors[name.replace(".", "_")] = nn.Linear(feature.dim, dim)
-            self.vector_keys = [*getattr(self, "vector_keys", []), name]
+            self.vectors.append(name)
+            self.vector_layers.append(nn.Linear(feature.dim, dim))
         elif isinstance(feature, Number) and feature.transform != "quantile":
             self.numbers.append(name)
         else:
@@ -91,7 +94,7 @@ class Tower(Part):
         return self.project(x) if self.projection else x
 
     def _combine(self, parts: list[Tensor], features: Features) -> Tensor:
-        for key, layer in zip(getattr(self, "vector_keys", []), self.vectors.values(), strict=True):
+        for key, layer in zip(self.vectors, self.vector_layers, strict=True):
             parts.append(layer(features[key]))
         if self.numbers:
             parts.append(self.number_layer(torch.stack([_column(features, key) for key in self.numbers], 1)))
@@ -103,7 +106,7 @@ class Tower(Part):
         return total
 
     def _look_up(self, column: Tensor | Ragged, table_name: str, is_id: bool) -> Tensor:
-        table = self.tables[0][table_name.replace(".", "_")]
+        table = self.tables[0][_module_name(table_name)]
         assert isinstance(table, Table)
         if isinstance(column, Ragged):
             return table.bag(column)
@@ -111,6 +114,11 @@ class Tower(Part):
             hidden = torch.rand(len(column), device=column.device) < self.id_dropout
             column = column.masked_fill(hidden, -1)
         return table.look_up(column)
+
+
+def _module_name(table: str) -> str:
+    """A table's name as that of a module: two names stay two (``a.b``, ``a_b``), and none is a method's (``items``)."""
+    return "/" + table.replace("%", "%25").replace("/", "%2F").replace(".", "/")
 
 
 def _column(features: Features, key: str) -> Tensor:
@@ -145,7 +153,7 @@ class TwoTower(Part):
             raise ConfigError(f"towers.tables: {unknown} are no tables of the schema, which has {sorted(table_sizes)}")
         self.weights = nn.ModuleDict(
             {
-                name.replace(".", "_"): Table(rows, self.dim, self.tables.get(name, TableSettings()))
+                _module_name(name): Table(rows, self.dim, self.tables.get(name, TableSettings()))
                 for name, rows in table_sizes.items()
             }
         )
@@ -156,8 +164,8 @@ class TwoTower(Part):
         item_width = self.item.build("item", item, self.weights, self.dim)
         if query_width != item_width:
             raise ConfigError(
-                f"towers: the query tower ends {query_width} wide and the item tower {item_width}: give towers.query.widths "
-                "and towers.item.widths the same last number (without widths a tower is towers.dim wide)"
+                f"towers: the query tower ends {query_width} wide and the item tower {item_width}: give "
+                "towers.query.widths and towers.item.widths the same last number (without them it is towers.dim)"
             )
         self.width = query_width
 
@@ -179,7 +187,7 @@ class TwoTower(Part):
 
 def unit_length(x_nD: Tensor) -> Tensor:
     """x / |x|, row by row; a row of zeros stays zero, with a gradient of zero."""
-    result: Tensor = _UnitLength.apply(x_nD)
+    result: Tensor = _UnitLength.apply(x_nD)  # type: ignore[no-untyped-call]
     return result
 
 

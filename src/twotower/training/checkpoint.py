@@ -22,7 +22,9 @@ TENSORS, STATE = "model.safetensors", "state.json"
 def save(folder: Path, modules: nn.Module, optimiser: torch.optim.Optimizer | None, state: dict[str, Any]) -> None:
     """Write modules, dense optimiser and position; replaces ``folder`` in one rename.
 
-    Raises ArtifactError when the disk is full or not writable; what was there before is then still there.
+    Raises ArtifactError when the disk is full or not writable; what was there before is then still there. A
+    process may be killed at any moment: a whole checkpoint is there, for an instant as ``FOLDER.old``, where ``load``
+    finds it.
     """
     tensors = {f"modules.{name}": value.detach().contiguous().cpu() for name, value in modules.state_dict().items()}
     tensors |= {f"optimiser.{name}": value.contiguous().cpu() for name, value in _optimiser_tensors(optimiser).items()}
@@ -32,14 +34,19 @@ def save(folder: Path, modules: nn.Module, optimiser: torch.optim.Optimizer | No
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_file(tensors, str(partial / TENSORS))
-        _write_synced(partial / STATE, json.dumps({"format": FORMAT, **state}, indent=1))
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
+        (partial / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1), encoding="utf-8")
+        for name in (TENSORS, STATE):
+            _sync(partial / name)
+        if folder.exists():  # else what is in ``old`` is all there is
+            shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         partial.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{folder}: the checkpoint could not be written ({error}): free some space and train on") from error
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ArtifactError(
+            f"{folder}: the checkpoint could not be written ({error}): free some space and train on"
+        ) from error
 
 
 def load(folder: Path, modules: nn.Module, optimiser: torch.optim.Optimizer | None = None) -> dict[str, Any]:
@@ -51,7 +58,8 @@ def load(folder: Path, modules: nn.Module, optimiser: torch.optim.Optimizer | No
     tensors = _read_tensors(_newest(folder))
     _fill(folder, modules, {n.removeprefix("modules."): v for n, v in tensors.items() if n.startswith("modules.")})
     if optimiser is not None:
-        _load_optimiser(optimiser, {n.removeprefix("optimiser."): v for n, v in tensors.items() if n.startswith("optimiser.")})
+        found = {n.removeprefix("optimiser."): v for n, v in tensors.items() if n.startswith("optimiser.")}
+        _load_optimiser(folder, optimiser, found)
     return state
 
 
@@ -67,15 +75,21 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     try:
         return load_file(str(folder / TENSORS))
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{folder / TENSORS}: damaged or unreadable ({error}): train again, or use another checkpoint") from error
+        raise ArtifactError(
+            f"{folder / TENSORS}: damaged or unreadable ({error}): train again, or use another checkpoint"
+        ) from error
 
 
 def _fill(folder: Path, module: nn.Module, found: dict[str, Tensor]) -> None:
     expected = module.state_dict()
     both = expected.keys() & found.keys()
-    wrong = sorted((expected.keys() ^ found.keys()) | {name for name in both if expected[name].shape != found[name].shape})
+    wrong = sorted(
+        (expected.keys() ^ found.keys()) | {name for name in both if expected[name].shape != found[name].shape}
+    )
     if wrong:
-        raise ArtifactError(f"{folder}: does not fit this run, {wrong[0]} is missing or of another shape: use the run.toml beside it")
+        raise ArtifactError(
+            f"{folder}: does not fit this run, {wrong[0]} is missing or of another shape: use the run.toml beside it"
+        )
     module.load_state_dict(found)
 
 
@@ -90,7 +104,9 @@ def read_state(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: damaged ({error}): train again, or use another checkpoint") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ArtifactError(f"{path}: format {state.get('format') if isinstance(state, dict) else None!r}, this version reads {FORMAT}")
+        raise ArtifactError(
+            f"{path}: format {state.get('format') if isinstance(state, dict) else None!r}, this version reads {FORMAT}"
+        )
     return state
 
 
@@ -100,10 +116,8 @@ def _newest(folder: Path) -> Path:
     return old if not folder.exists() and old.exists() else folder
 
 
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
@@ -117,9 +131,15 @@ def _optimiser_tensors(optimiser: torch.optim.Optimizer | None) -> dict[str, Ten
     }
 
 
-def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _load_optimiser(folder: Path, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
+        if int(index) >= len(parameters) or (value.dim() and value.shape != parameters[int(index)].shape):
+            raise ArtifactError(
+                f"{folder}: does not fit this run, the optimiser's {name} of parameter {index} is of another shape: "
+                "use the run.toml beside it"
+            )
         state.setdefault(int(index), {})[name] = value
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

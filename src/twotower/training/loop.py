@@ -6,13 +6,12 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..config import Run, Training, ingest_run
 from ..data.batches import TrainingBatches
@@ -66,8 +65,8 @@ class Trained:
 def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
     """Train the towers of a run into the folder ``out``; ingests the data first where the store is not there.
 
-    ``out`` gets run.toml, metrics.jsonl, the checkpoints best/ and last/, and train.json. Ctrl-C leaves both checkpoints
-    usable. Raises ConfigError, DataError or ArtifactError for what can't be trained on.
+    ``out`` gets run.toml, metrics.jsonl, the checkpoints best/ and last/, and train.json. Ctrl-C leaves both
+    checkpoints usable. Raises ConfigError, DataError or ArtifactError for what can't be trained on.
     """
     store = open_or_ingest(run, quiet=quiet)
     folder = Path(out)
@@ -76,9 +75,10 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
     folder.mkdir(parents=True, exist_ok=True)
     save_run(run, store, folder)
     part_E = run.split.assign(store)
-    with settings_of(run.training) as precision, Recorder(
-        folder, tensorboard=run.training.tensorboard, quiet=quiet
-    ) as recorder:
+    with (
+        settings_of(run.training) as precision,
+        Recorder(folder, tensorboard=run.training.tensorboard, quiet=quiet) as recorder,
+    ):
         warning = getattr(run.split, "warning", None)
         memory = estimate(run, store)
         for line in (warning, memory.render(), memory.warning(), f"float32 products: {precision}"):
@@ -97,7 +97,9 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
         fit_seconds=first.seconds,
         refit_seconds=refit_seconds,
     )
-    (folder / "train.json").write_text(json.dumps({**asdict(trained), "folder": str(folder)}, indent=1), encoding="utf-8")
+    (folder / "train.json").write_text(
+        json.dumps({**asdict(trained), "folder": str(folder)}, indent=1), encoding="utf-8"
+    )
     return trained
 
 
@@ -118,8 +120,8 @@ def open_or_ingest(run: Run, *, quiet: bool = False) -> Store:
     return store
 
 
-class settings_of:  # noqa: N801  (reads as a phrase: with settings_of(training))
-    """Threads and float32 product path of a run, restored afterwards."""
+class settings_of:
+    """Threads and float32 product path of a run, restored afterwards: ``with settings_of(training) as precision``."""
 
     def __init__(self, training: Training) -> None:
         self.training = training
@@ -129,7 +131,9 @@ class settings_of:  # noqa: N801  (reads as a phrase: with settings_of(training)
         if self.training.threads is not None:
             torch.set_num_threads(self.training.threads)
         if self.training.device != "cpu" and not torch.cuda.is_available():
-            raise ConfigError(f"training.device: found {self.training.device!r}, but torch sees no GPU: use device = 'cpu'")
+            raise ConfigError(
+                f"training.device: found {self.training.device!r}, but torch sees no GPU: use device = 'cpu'"
+            )
         found = probe()
         self.matmul = matmul_precision(found.precision)
         self.matmul.__enter__()
@@ -144,9 +148,13 @@ def fit_once(
     run: Run, store: Store, part_E: np.ndarray, *, recorder: Recorder | None = None, folder: Path | None = None
 ) -> Fit:
     """Train on the training part, validating on the valid part where there is one."""
-    questions = held_out(store, part_E, "valid", filter_seen=run.evaluation.filter_seen) if (part_E == 1).any() else None
+    questions = (
+        held_out(store, part_E, "valid", filter_seen=run.evaluation.filter_seen) if (part_E == 1).any() else None
+    )
     events = np.flatnonzero(part_E == PARTS["train"])
-    return _Loop(run, store, events, questions, recorder or Recorder(None, quiet=True), folder).run_to(run.training.epochs)
+    return _Loop(run, store, events, questions, recorder or Recorder(None, quiet=True), folder).run_to(
+        run.training.epochs
+    )
 
 
 def refit(
@@ -251,18 +259,33 @@ class _Loop:
         """Measure, keep the best; True when patience has ended."""
         assert self.questions is not None
         metric = self.run.training.metric
-        result = evaluate_towers(self.run, self.model, self.questions)
+        result = self._measure(self.questions)
         value = result.metric(metric)
         self.history.append({"epoch": self._epoch(step), metric: value})
         self.recorder.write("valid", step, self._epoch(step), {metric: value})
         better = self.best_metric is None or value > self.best_metric
-        self.recorder.say(f"epoch {self._epoch(step):.4g}: {metric} {value:.4f} on validation{' (best)' if better else ''}")
+        self.recorder.say(
+            f"epoch {self._epoch(step):.4g}: {metric} {value:.4f} on validation{' (best)' if better else ''}"
+        )
         if better:
             self.best_metric, self.best_epoch, self.worse = value, self._epoch(step), 0
             self._save(step, only_best=True)
             return False
         self.worse += 1
         return self.run.training.patience is not None and self.worse >= self.run.training.patience
+
+    def _measure(self, questions: HeldOut) -> EvaluationResult:
+        """Metrics on held-out questions, over the full catalogue."""
+        device, towers = self.run.training.device, self.model.towers
+        return evaluate_vectors(
+            encode_questions(towers, questions, device),
+            encode_catalogue(towers, self.store, device),
+            questions.truth,
+            seen=questions.seen,
+            item_count_M=self.batches.event_item.bincount(minlength=self.store.n_items),
+            k=tuple(sorted({*self.run.evaluation.k, int(self.run.training.metric.split("@")[1])})),
+            baselines=False,
+        )
 
     def _save(self, step: int, *, only_best: bool = False, only_last: bool = False) -> None:
         if self.folder is None:
@@ -282,21 +305,6 @@ def learning_rate(training: Training, step: int, total: int) -> float:
     if training.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
     return 1.0
-
-
-def evaluate_towers(run: Run, model: Model, questions: HeldOut) -> EvaluationResult:
-    """Metrics of the model on held-out questions, over the full catalogue."""
-    device = run.training.device
-    k = {*run.evaluation.k, int(run.training.metric.split("@")[1])}
-    return evaluate_vectors(
-        encode_questions(model.towers, questions, device),
-        encode_catalogue(model.towers, questions.store, device),
-        questions.truth,
-        seen=questions.seen,
-        item_count_M=model_counts(questions.store),
-        k=tuple(sorted(k)),
-        baselines=False,
-    )
 
 
 def evaluate(model: str | Path, *, split: str = "test") -> EvaluationResult:

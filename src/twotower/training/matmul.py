@@ -1,7 +1,7 @@
 """Which float32 product to use: the fast paths differ from machine to machine, so they are measured, not assumed.
 
-On a CPU without bfloat16 units oneDNN's float32 product can be twice as fast as the default at the same error; on one with
-them the same switch rounds to bfloat16. So the switch is taken only where its error stays that of float32.
+On a CPU without bfloat16 units oneDNN's float32 product can be twice as fast as the default at the same error; on one
+with them the same switch rounds to bfloat16. So the switch is taken only where its error stays that of float32.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def probe(rows: int = 128, columns: int = 4096, width: int = 64, repeats: int = 
             seconds[precision] = min(_time(left, right) for _ in range(repeats))
     finally:
         torch.set_float32_matmul_precision(before)
-    sound = [precision for precision in seconds if error[precision] <= MAX_ERROR]
+    sound = ["highest", *(precision for precision in seconds if error[precision] <= MAX_ERROR)]
     # a tie goes to the default: only a clear gain is worth leaving it
     best = min(sound, key=lambda precision: seconds[precision] * (1.0 if precision == "highest" else 1.1))
     return Matmul(precision=best, seconds=seconds, error=error)

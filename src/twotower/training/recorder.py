@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,13 +25,15 @@ class Recorder:
     """Collects step reports and validations; a context manager that closes what it opened."""
 
     def __init__(self, folder: Path | None, *, tensorboard: bool = False, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet, highlight=False)
-        self.file = None if folder is None else (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self.console = Console(quiet=quiet, highlight=False, markup=False, soft_wrap=True)
         self.board: Any = _board(folder) if tensorboard and folder is not None else None
+        self.file = None if folder is None else (folder / "metrics.jsonl").open("a", encoding="utf-8")
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True)
         self.task: Any = None
         self.reports: list[StepReport] = []
+        self.at: tuple[int, float, dict[str, float]] = (0, 0.0, {})
+        """Step, epoch and settings of the newest report."""
         self.since = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -37,6 +42,7 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.flush()
         self.progress.stop()
         if self.file is not None:
             self.file.close()
@@ -45,28 +51,40 @@ class Recorder:
 
     def begin(self, name: str, total_steps: int) -> None:
         """A new stretch of training with a bar of its own."""
+        self.flush()
         if self.task is not None:
             self.progress.remove_task(self.task)
         self.task = self.progress.add_task(name, total=total_steps, note="")
-        self.reports, self.since = [], time.perf_counter()
 
     def step(self, step: int, epoch: float, rate: float, report: StepReport, temperature: float | None) -> None:
         """One more step."""
         self.reports.append(report)
-        elapsed = time.perf_counter() - self.since
-        if elapsed < LOG_EVERY_S:
-            return
-        row = {**summarise(self.reports, elapsed), "rate": rate}
-        if temperature is not None:
-            row["temperature"] = temperature
-        self.write("train", step, epoch, row)
-        note = f"loss {row['loss']:.4f}  {row['examples_per_s']:,.0f} examples/s  excluded {row['excluded']:.2%}"
-        self.progress.update(self.task, completed=step, note=note)
+        self.at = (step, epoch, {"rate": rate} if temperature is None else {"rate": rate, "temperature": temperature})
+        if time.perf_counter() - self.since >= LOG_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the averages of the steps that no line tells of yet."""
+        if self.reports:
+            step, epoch, settings = self.at
+            row = {**summarise(self.reports, time.perf_counter() - self.since), **settings}
+            self.write("train", step, epoch, row)
+            note = f"loss {row['loss']:.4f}  {row['examples_per_s']:,.0f} examples/s  excluded {row['excluded']:.2%}"
+            if self.task is not None:
+                self.progress.update(self.task, completed=step, note=note)
         self.reports, self.since = [], time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """For what is no step, such as a validation: its time does not count as that of steps."""
+        self.flush()
+        yield
+        self.since = time.perf_counter()
 
     def write(self, what: str, step: int, epoch: float, values: dict[str, float]) -> None:
         """A line of ``metrics.jsonl``, and scalars for TensorBoard."""
-        row = {"what": what, "step": step, "epoch": round(epoch, 4), **values}
+        row: dict[str, object] = {"what": what, "step": step, "epoch": round(epoch, 4)}
+        row |= {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no nan
         if self.file is not None:
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()
@@ -96,6 +114,7 @@ def _board(folder: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError(
-            "training.tensorboard: TensorBoard is not installed: pip install 'twotower[tensorboard]', or set it to false"
+            "training.tensorboard: TensorBoard is not installed: pip install 'twotower[tensorboard]', or set "
+            "it to false"
         ) from error
-    return SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder / "tensorboard"))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -40,13 +41,18 @@ class Recommendation:
 
 def encode_catalogue(towers: TwoTower, store: Store, device: str = "cpu") -> Tensor:
     """[M, D] vectors of all items."""
-    return _encode(towers, store.n_items, lambda start, stop: _item_features(store, start, stop, device), towers.encode_item)
+    return _encode(
+        towers, store.n_items, lambda start, stop: _item_features(store, start, stop, device), towers.encode_item
+    )
 
 
 def encode_questions(towers: TwoTower, questions: HeldOut, device: str = "cpu") -> Tensor:
     """[Q, D] vectors of held-out queries."""
     return _encode(
-        towers, len(questions), lambda start, stop: to_device(questions.features(start, stop), device), towers.encode_query
+        towers,
+        len(questions),
+        lambda start, stop: to_device(questions.features(start, stop), device),
+        towers.encode_query,
     )
 
 
@@ -77,7 +83,9 @@ class Retriever:
         """From a folder that ``train`` wrote. Raises ArtifactError when it is missing or damaged."""
         folder = Path(folder)
         if not (folder / RUN).exists():
-            raise ArtifactError(f"{folder}: holds no trained model (no {RUN}): write one with twotower train RUN.toml --out {folder}")
+            raise ArtifactError(
+                f"{folder}: holds no trained model (no {RUN}): write one with twotower train RUN.toml --out {folder}"
+            )
         run = load_run(folder / RUN)
         assert run.data is not None
         store = Store.open(run.data.store)
@@ -93,13 +101,11 @@ class Retriever:
             self._item_MD = encode_catalogue(self.towers, self.store)
         return self._item_MD
 
-    def recommend(
-        self, query: Mapping[str, object], *, k: int = 10, filter_seen: bool = True
-    ) -> list[Recommendation]:
+    def recommend(self, query: Mapping[str, object], *, k: int = 10, filter_seen: bool = True) -> list[Recommendation]:
         """The k best items for a query given by its raw columns, such as ``{"user_id": "u1"}``.
 
-        A known id brings its stored attributes and history; columns in the query replace them, and ``history`` (a list of
-        item ids, oldest first) replaces the history. Fewer than k come back only where the catalogue has no more.
+        A known id brings its stored attributes and history; columns in the query replace them, and ``history`` (a list
+        of item ids, oldest first) replaces the history. Fewer than k come back only where the catalogue has no more.
 
         Raises DataError for an unknown column, a value of the wrong type, or a query without any known column.
         """
@@ -112,7 +118,7 @@ class Retriever:
         exclude = self._seen_of(row) if filter_seen else None
         best = top_k(query_1D, self.item_MD, min(k, self.store.n_items), exclude=exclude)
         rows = [r for r in best.row_Qk[0].tolist() if r >= 0]
-        ids = self.store.item_vocabulary.ids(rows)
+        ids = self.store.item_vocabulary.ids().take(pa.array(rows, pa.int64())).to_pylist()
         return [Recommendation(item=i, score=s) for i, s in zip(ids, best.score_Qk[0].tolist(), strict=False)]
 
     def _query_row(self, query: Mapping[str, object]) -> int:
@@ -157,7 +163,9 @@ class Retriever:
             if not isinstance(history, list):
                 raise DataError(f"query: history is {type(history).__name__}, expected a list of item ids")
             rows = [self.store.item_vocabulary.row(item) for item in history]
-            return {n: self._mean_of([r for r in rows if r >= 0][-f.k :], table_of("context", n, f)) for n, f in declared}
+            return {
+                n: self._mean_of([r for r in rows if r >= 0][-f.k :], table_of("context", n, f)) for n, f in declared
+            }
         if not declared:
             return {}
         if self._histories is None:

@@ -121,7 +121,9 @@ class Stepper:
         model.frequency.observe(batch.item_P)
         own = model.negatives.observe(candidates.blocks, encoded, look)
         if own is not None:
-            raise TypeError(f"{type(model.negatives).__name__}.observe returned a loss, which this trainer can't minimise")
+            raise TypeError(
+                f"{type(model.negatives).__name__}.observe returned a loss, which this trainer can't minimise"
+            )
         return StepReport(
             loss=value,
             n_pairs=len(batch.item_P),
@@ -153,7 +155,9 @@ class Stepper:
             return 1.0
         norm = torch.stack([g.norm() for g in (*of_tables, *of_dense)]).norm().item() if of_tables or of_dense else 0.0
         if norm != norm or norm == float("inf"):
-            raise DataError(f"training: the gradient norm is {norm} at step {step}: lower the learning rate or check the input")
+            raise DataError(
+                f"training: the gradient norm is {norm} at step {step}: lower the learning rate or check the input"
+            )
         scale = min(1.0, limit / max(norm, 1e-12))
         if scale < 1:
             for gradient in of_dense:
@@ -175,6 +179,6 @@ class Stepper:
         }
         bad = next((name for name, tensor in suspects.items() if not torch.isfinite(tensor).all()), "the loss alone")
         return DataError(
-            f"training: the loss is not finite at step {step}; first found in {bad}: lower the learning rate, raise the "
-            "temperature, or check the input"
+            f"training: the loss is not finite at step {step}; first found in {bad}: lower the learning rate, "
+            "raise the temperature, or check the input"
         )
