@@ -84,7 +84,7 @@ def _measured(store: Store, retriever: Retriever, part_E: np.ndarray) -> Evaluat
 
 def per_query(results: list[Evaluation], metric: str) -> torch.Tensor:
     """[Q] a metric of each query, averaged over seeds."""
-    return torch.stack([r.per_query(metric) for r in results]).mean(0)
+    return torch.stack([r.per_query["model"][metric] for r in results]).mean(0)
 
 
 def compare(found: dict[str, list[Evaluation]], a: str, b: str, metric: str) -> PairedDifference:

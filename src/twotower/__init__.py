@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .errors import ArtifactError, ConfigError, DataError, SchemaError, TwoTowerError
     from .frequency import ExactFrequency, Frequency, StreamingFrequency
     from .losses import BPR, BilateralSoftmax, BinaryCrossEntropy, Loss, Losses, Margin, RowLoss, SampledSoftmax
-    from .negatives import InBatch, Mixture, Negatives, Popularity, Sampler, Uniform
+    from .negatives import Catalogue, InBatch, Mixture, Negatives, Popularity, Sampler, Uniform
     from .optimisers import Adagrad, AdamW, DenseOptimiser, RowwiseAdagrad, RowwiseAdam, TableOptimiser
     from .part import Facts, Part
     from .records import Batch, Block, Candidates, Encoded, Ragged
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         Vector,
     )
     from .towers import TableSettings, Tower, TwoTower
-    from .training import evaluate, recommend, train
+    from .training import Recommendation, Retriever, Trained, evaluate, recommend, train
 
 __version__ = "0.1.0"
 
@@ -58,6 +58,7 @@ __all__ = [
     "BinaryCrossEntropy",
     "Block",
     "Candidates",
+    "Catalogue",
     "Categorical",
     "Categories",
     "ConfigError",
@@ -88,6 +89,8 @@ __all__ = [
     "QuerySplit",
     "Ragged",
     "RandomSplit",
+    "Recommendation",
+    "Retriever",
     "RowLoss",
     "RowwiseAdagrad",
     "RowwiseAdam",
@@ -106,6 +109,7 @@ __all__ = [
     "Time",
     "TimeSplit",
     "Tower",
+    "Trained",
     "Training",
     "TwoTower",
     "TwoTowerError",
@@ -131,13 +135,13 @@ _NAMES_OF = {
     "errors": "ArtifactError ConfigError DataError SchemaError TwoTowerError",
     "frequency": "ExactFrequency Frequency StreamingFrequency",
     "losses": "BPR BilateralSoftmax BinaryCrossEntropy Loss Losses Margin RowLoss SampledSoftmax",
-    "negatives": "InBatch Mixture Negatives Popularity Sampler Uniform",
+    "negatives": "Catalogue InBatch Mixture Negatives Popularity Sampler Uniform",
     "optimisers": "Adagrad AdamW DenseOptimiser RowwiseAdagrad RowwiseAdam TableOptimiser",
     "part": "Facts Part",
     "records": "Batch Block Candidates Encoded Ragged",
     "schema": "Categorical Categories Feature History Id Interactions Number Schema Seed Text Time Vector",
     "towers": "TableSettings Tower TwoTower",
-    "training": "evaluate recommend train",
+    "training": "Recommendation Retriever Trained evaluate recommend train",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 

@@ -118,7 +118,7 @@ class Training:
             f"training.clip_norm: found {self.clip_norm}, expected a positive number",
         )
         _require(
-            re.fullmatch(r"[a-z_]+@[1-9][0-9]*", self.metric) is not None,
+            re.fullmatch(r"[a-z_]+@[1-9][0-9]*(_[a-z]+)?", self.metric) is not None,
             f"training.metric: found {self.metric!r}, expected a metric at a number of items, such as 'recall@100'",
         )
 
@@ -131,6 +131,10 @@ class Evaluation:
     """Lengths of the lists that are measured."""
     filter_seen: bool = True
     """Leave out of a query's list what it is known to like from earlier events."""
+    tail_max: int = 50
+    """Training events up to which an item is of the tail."""
+    head_share: float = 0.5
+    """The most popular items that together hold this share of the training events are the head."""
 
     def __post_init__(self) -> None:
         _require(

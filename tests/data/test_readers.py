@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -336,3 +337,36 @@ def test_second_file_without_the_column_is_named(tmp_path: Path) -> None:
     paths = [write(tmp_path, "a.csv", "user,item\na,1\n"), write(tmp_path, "b.csv", "user,itm\nb,2\n")]
     with pytest.raises(DataError, match=r"b\.csv: there is no column 'item'; did you mean 'itm'"):
         read(paths, columns=["user", "item"])
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.feather", "a.csv", "a.csv.gz", "a.ndjson", "a.txt"])
+def test_any_damage_is_a_data_error_or_harmless(tmp_path: Path, name: str) -> None:
+    rng = random.Random(name)
+    path = tmp_path / name
+    users = [f"user {k % 7}" for k in range(60)]
+    table = pa.table({"user": users, "item": [str(k) for k in range(60)]})
+    if name == "a.parquet":
+        pyarrow.parquet.write_table(table, path)
+    elif name == "a.feather":
+        pyarrow.feather.write_feather(table, str(path))
+    elif name == "a.ndjson":
+        path.write_text("".join(f'{{"user":"{u}","item":"{k}"}}\n' for k, u in enumerate(users)))
+    else:
+        text = "user,item\n" + "".join(f'"{u}",{k}\n' for k, u in enumerate(users))
+        path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    content = path.read_bytes()
+    n_errors = 0
+    for _ in range(60):
+        damaged = bytearray(content)
+        if rng.random() < 0.3:
+            del damaged[rng.randrange(1, len(damaged)) :]
+        else:
+            for _ in range(rng.choice([1, 5])):
+                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read(path, columns=["user", "item"], column_types=TEXT, list_columns=("user", "item"))
+        except DataError as error:
+            n_errors += 1
+            assert str(path) in str(error)  # noqa: PT017 - not every damage is an error
+    assert n_errors > 5

@@ -108,6 +108,11 @@ def test_both_zeros_tie_in_the_selection() -> None:
     assert best.tied_q.tolist() == [2]
 
 
+def test_checked_vectors_need_no_second_check() -> None:
+    query_QD, item_MD = torch.tensor([[1.0, -1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
+    assert top_k(query_QD, item_MD, 2, check=False).row_Qk.tolist() == [[2, 0]]
+
+
 def test_half_precision_and_no_queries() -> None:
     item_MD = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.bfloat16)
     assert top_k(torch.tensor([[1.0, 1.0]]), item_MD, 1).row_Qk.tolist() == [[1]]

@@ -11,7 +11,7 @@ from scipy.stats import chi2, kstest
 from torch import Tensor
 
 from twotower.errors import ConfigError
-from twotower.negatives import InBatch, Mixture, Negatives, Popularity, Sampler, Uniform, propose
+from twotower.negatives import Catalogue, InBatch, Mixture, Negatives, Popularity, Sampler, Uniform, propose
 from twotower.part import Facts
 from twotower.records import Batch, Block, Candidates
 
@@ -20,7 +20,7 @@ from .conftest import BATCH_SIZE, COUNT, RunLook, batch_of
 M = len(COUNT)
 TOTAL = sum(COUNT)
 
-SAMPLERS: dict[str, Sampler] = {
+DRAWN: dict[str, Sampler] = {
     "InBatch": InBatch(),
     "Uniform shared": Uniform(24),
     "Uniform per query": Uniform(24, per_query=True),
@@ -30,6 +30,8 @@ SAMPLERS: dict[str, Sampler] = {
     "Popularity flat": Popularity(24, alpha=0.0),
     "Mixture": InBatch() + Uniform(10) + Popularity(10, per_query=True),
 }
+SAMPLERS: dict[str, Sampler] = {"Catalogue": Catalogue(), **DRAWN}
+"""All; the catalogue is not drawn."""
 
 
 def popularity(alpha: float, smoothing: float) -> list[float]:
@@ -95,11 +97,16 @@ def test_every_sampler_is_here() -> None:
     assert {type(sampler) for sampler in SAMPLERS.values()} == set(get_args(Negatives))
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", DRAWN)
 def test_draws_follow_the_counts(name: str, facts: Facts, look: RunLook) -> None:
-    sampler = ready(SAMPLERS[name], facts)
+    sampler = ready(DRAWN[name], facts)
     p_values = [p_value(sampler, look, trials=150, seed=seed) for seed in range(20)]
     assert kstest(p_values, "uniform").pvalue > 0.01
+
+
+def test_the_catalogue_is_offered_whole(facts: Facts, look: RunLook) -> None:
+    candidates = propose(ready(Catalogue(), facts), batch_of([0, 4]), look, torch.Generator())
+    assert offered_to_first(candidates).tolist() == [1.0] * M
 
 
 def test_the_test_notices_a_wrong_count(facts: Facts, look: RunLook) -> None:
@@ -119,6 +126,8 @@ def expected_total(sampler: Sampler) -> float:
         return sum(expected_total(part) for part in sampler.parts)
     if isinstance(sampler, InBatch):
         return sum(1 - (1 - count / TOTAL) ** (BATCH_SIZE - 1) for count in COUNT)
+    if isinstance(sampler, Catalogue):
+        return M
     assert isinstance(sampler, Uniform | Popularity)
     return sampler.n
 

@@ -27,7 +27,7 @@ from twotower.schema import (
     Time,
     Vector,
 )
-from twotower.towers import Tower, TwoTower
+from twotower.towers import TableSettings, Tower, TwoTower
 from twotower.towers.tower import unit_length
 
 DIM = 4
@@ -207,8 +207,6 @@ def test_settings_out_of_range(setting: dict[str, object], named: str) -> None:
 
 
 def test_settings_of_a_table_that_is_not_there() -> None:
-    from twotower.towers import TableSettings
-
     with pytest.raises(ConfigError, match=r"towers.tables: \['itme'\] are no tables"):
         TwoTower(dim=DIM, tables={"itme": TableSettings()}).build(TWO, TWO_SIZES)
     with pytest.raises(ConfigError, match=r"towers.dim: found 0"):
@@ -216,8 +214,6 @@ def test_settings_of_a_table_that_is_not_there() -> None:
 
 
 def test_settings_of_a_table_are_its_own() -> None:
-    from twotower.towers import TableSettings
-
     towers = built(TwoTower(dim=DIM, tables={"item.kind": TableSettings(init="zeros", lr_scale=0.5)}), TWO, TWO_SIZES)
     user, item, kind = towers.all_tables()
     assert not kind.weight.any()
@@ -337,7 +333,9 @@ def states(towers: TwoTower) -> Iterator[tuple[str, Tensor]]:
 
 
 def test_the_state_holds_tables_and_layers() -> None:
-    make = lambda: TwoTower(dim=DIM, item=Tower(widths=(6, DIM), projection=True))  # noqa: E731
+    def make() -> TwoTower:
+        return TwoTower(dim=DIM, item=Tower(widths=(6, DIM), projection=True))
+
     one = built(make(), TWO, TWO_SIZES)
     shapes = sorted(tuple(value.shape) for _, value in states(one))
     assert shapes == sorted([(3, DIM), (4, DIM), (2, DIM), (6, DIM), (6,), (DIM, 6), (DIM,), (DIM, DIM)])

@@ -30,7 +30,7 @@ def _faults_of(file: File) -> Iterator[None]:
     """Turns what PyArrow raises about a file into a ``DataError``."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{file}: can't be read as {file.path.suffix}: damaged, truncated or another format ({short(error)})"
         ) from error

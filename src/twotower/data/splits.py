@@ -276,7 +276,7 @@ def _query_of(store: Store, split: str) -> NDArray[np.int32]:
 
 
 def _cut_near(time_us: NDArray[np.int64], share: float, stop: int) -> int:
-    """The boundary between two different moments that is nearest to leaving ``share`` behind it; of two the earlier one.
+    """The boundary between two different moments that is nearest to leaving ``share`` behind it; the earlier of two.
 
     One that leaves nothing before it, or nothing between it and ``stop``, is taken only where there is no other.
     """

@@ -48,8 +48,9 @@ def top_k(
 
     Vectors may be of any float type; they are multiplied in float32 on the device of the queries. ``item_MD`` may be a
     memory-mapped file: it is read in slices. Rows in ``exclude`` may be in any order and repeat. ``memory_mb`` bounds
-    the working memory in MiB, vectors, lists and result not counted; it need not be large to be fast. ``check=False`` is
-    for one query at a time against vectors that were checked before: looking at all of them takes as long as the search.
+    the working memory in MiB, vectors, lists and result not counted; it need not be large to be fast.
+    ``check=False`` is for one query at a time against vectors that were checked before: to look at all of them takes
+    as long as to search them.
 
     Raises:
         DataError: vectors that are not finite or not of one width, rows outside the catalogue, not one list a query.

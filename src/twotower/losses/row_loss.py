@@ -51,7 +51,7 @@ class RowLoss(Loss):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise ConfigError(f"loss.temperature of {name}: found {self.temperature}, expected a positive number")
         if not 0 <= self.strength <= 1:
             raise ConfigError(f"loss.strength of {name}: found {self.strength}, expected 0 to 1")
@@ -71,7 +71,7 @@ class RowLoss(Loss):
                 "'negatives' would count twice: use exclude = 'positives' or 'known', or correction = 'all'"
             )
         if self.learn_temperature:
-            if not self.min_temperature <= self.temperature <= self.max_temperature:
+            if not 0 < self.min_temperature <= self.temperature <= self.max_temperature:
                 raise ConfigError(
                     f"loss.temperature of {name}: found {self.temperature}, expected {self.min_temperature} to "
                     f"{self.max_temperature} (min_temperature, max_temperature) as it is learned"

@@ -19,6 +19,7 @@ from ..data.held_out import PARTS, HeldOut, held_out
 from ..data.store import Store
 from ..errors import ArtifactError, ConfigError
 from ..evaluation import Evaluation as EvaluationResult
+from ..evaluation import check_metric, metric_names
 from ..evaluation import evaluate as evaluate_vectors
 from ..records import Batch
 from . import checkpoint
@@ -127,13 +128,13 @@ class settings_of:
         self.training = training
 
     def __enter__(self) -> str:
-        self.threads = torch.get_num_threads()
-        if self.training.threads is not None:
-            torch.set_num_threads(self.training.threads)
         if self.training.device != "cpu" and not torch.cuda.is_available():
             raise ConfigError(
                 f"training.device: found {self.training.device!r}, but torch sees no GPU: use device = 'cpu'"
             )
+        self.threads = torch.get_num_threads()
+        if self.training.threads is not None:
+            torch.set_num_threads(self.training.threads)
         found = probe()
         self.matmul = matmul_precision(found.precision)
         self.matmul.__enter__()
@@ -196,6 +197,7 @@ class _Loop:
         torch.manual_seed(training.seed)
         self.model = Model(run, store, self.batches.facts()).to(training.device)
         self.stepper = Stepper(self.model, training)
+        check_metric(training.metric, metric_names([_k_of(training.metric)]))
         self.scheduled_steps = max(round(training.epochs * self.batches.steps_per_epoch), 1)
         self.every = max(round(training.validate_every * self.batches.steps_per_epoch), 1)
         self.history: list[dict[str, float]] = []
@@ -213,10 +215,13 @@ class _Loop:
         try:
             for step, batch in enumerate(self._stream(stop), start=1):
                 self._step(step, batch)
-                if self.questions is not None and (step % self.every == 0 or step == stop) and self._validate(step):
-                    break
+                if self.questions is not None and (step % self.every == 0 or step == stop):
+                    with self.recorder.paused():
+                        ended = self._validate(step)
+                    if ended:
+                        break
         except KeyboardInterrupt:
-            self._save(step, only_last=self.best_metric is not None)
+            self._save(step, only_last=self.folder is not None and (self.folder / BEST).exists())
             self.recorder.say(f"interrupted at step {step}: the model so far is in {self.folder}")
             raise
         if self.questions is None:
@@ -283,7 +288,9 @@ class _Loop:
             questions.truth,
             seen=questions.seen,
             item_count_M=self.batches.event_item.bincount(minlength=self.store.n_items),
-            k=tuple(sorted({*self.run.evaluation.k, int(self.run.training.metric.split("@")[1])})),
+            k=tuple(sorted({*self.run.evaluation.k, _k_of(self.run.training.metric)})),
+            tail_max=self.run.evaluation.tail_max,
+            head_share=self.run.evaluation.head_share,
             baselines=False,
         )
 
@@ -293,6 +300,11 @@ class _Loop:
         state = {"step": step, "epoch": self._epoch(step), "metric": self.best_metric, "history": self.history}
         for name in (BEST,) * (not only_last) + (LAST,) * (not only_best):
             checkpoint.save(self.folder / name, self.model, self.stepper.optimiser, state)
+
+
+def _k_of(metric: str) -> int:
+    """The k of a metric such as ``recall@100_tail``."""
+    return int(metric.split("@")[1].split("_")[0])
 
 
 def learning_rate(training: Training, step: int, total: int) -> float:
@@ -314,18 +326,24 @@ def evaluate(model: str | Path, *, split: str = "test") -> EvaluationResult:
     return evaluate_retriever(retriever, part_E, split)
 
 
-def evaluate_retriever(retriever: Retriever, part_E: np.ndarray, split: str = "test") -> EvaluationResult:
-    """The same for a model at hand."""
+def evaluate_retriever(
+    retriever: Retriever, part_E: np.ndarray, split: str = "test", *, baselines: bool = True
+) -> EvaluationResult:
+    """The same for a model at hand. Popularity counts the events the model was trained on."""
     run, store = retriever.run, retriever.store
     questions = held_out(store, part_E, split, filter_seen=run.evaluation.filter_seen)
-    before = (part_E >= 0) & (part_E < PARTS[split])
+    refitted = run.training.refit and split == "test"
+    trained = (part_E == PARTS["train"]) | ((part_E == PARTS["valid"]) & refitted)
     return evaluate_vectors(
         encode_questions(retriever.towers, questions),
         retriever.item_MD,
         questions.truth,
         seen=questions.seen,
-        item_count_M=torch.from_numpy(np.bincount(store.item_row[before], minlength=store.n_items)),
+        item_count_M=torch.from_numpy(np.bincount(store.item_row[trained], minlength=store.n_items)),
         k=run.evaluation.k,
+        tail_max=run.evaluation.tail_max,
+        head_share=run.evaluation.head_share,
+        baselines=baselines,
     )
 
 
