@@ -70,8 +70,8 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) ->
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     print(f"\n{title}")
     for line in lines:
-        first, *others = (cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
-        print("  " + "  ".join((first, *others)).rstrip(), flush=True)
+        others = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        print("  " + "  ".join([line[0].ljust(widths[0]), *others]), flush=True)
 
 
 def _cell(value: object) -> str:

@@ -3,19 +3,22 @@
 *Ours* is what ``twotower train`` runs: ``TrainingBatches``, ``Stepper``, ``InBatch() + Uniform(n)``, the tiled
 ``SampledSoftmax``, ``RowwiseAdagrad``. Both sides are plain id towers, vectors of unit length, temperature 0.05.
 
-*Textbook* is what an engineer writes in an afternoon: ``nn.Embedding(sparse=True)`` twice, all logits at once, log counts
-subtracted, accidental hits masked, ``F.cross_entropy``, ``SparseAdam``. It is the same function: to be that, its in-batch
-columns are the distinct items of the batch (one ``unique``), each corrected by the count n / M + P(the item is in the
-batch). That is to its advantage: a column per pair, as is usual, would give it a sixth more logits. Its uniform draws are
-not merged. Ours corrects the positive too (``correction="all"``), as cross-entropy over corrected logits does. Both
-are checked to give the same loss and the same gradients on one batch before anything is timed.
+*Textbook* is what an engineer writes in an afternoon: ``nn.Embedding(sparse=True)`` twice, all logits at once, log
+counts subtracted, accidental hits masked, ``F.cross_entropy``, ``SparseAdam``. It is the same function: to be that, its
+in-batch columns are the distinct items of the batch (one ``unique``), each corrected by the count
+n / M + P(the item is in the batch). That is to its advantage: a column per pair, as is usual, would give it a sixth
+more logits. Its uniform draws are not merged. Ours corrects the positive too (``correction="all"``), as cross-entropy
+over corrected logits does. Loss and gradients of the two are checked to be equal before anything is timed.
 
-The optimisers differ: this compares speed, not quality a step. Only ours excludes what else a query is known to like; here
-each query has one event, so that there is nothing else.
+*Textbook, in place* is the same by an engineer who has met page faults before: the temperature divides the queries, not
+the logits, and correction and mask overwrite the logits. The targets are against the plain one.
 
-Every contestant runs in a process of its own, with glibc's allocator *cold*, as it comes (it gives large buffers back to
-the system, and touching them anew costs more than the arithmetic), or *warm*, told to keep freed memory. Contestants take
-turns, and every figure is the median over all turns.
+The optimisers differ: this compares speed, not quality a step. Only ours excludes what else a query is known to like;
+here each query has one event, so that there is nothing else.
+
+Every contestant runs in a process of its own, with glibc's allocator *cold*, as it comes (it gives large buffers back
+to the system, and touching them anew costs more than the arithmetic), or *warm*, told to keep freed memory. Contestants
+take turns, and every figure is the median over all turns.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from benchmarks.harness import Apart, peak_extra_bytes, report, show
 from twotower.config import Run, Training
 from twotower.data.batches import TrainingBatches
 from twotower.data.columns import Columns
@@ -54,8 +59,6 @@ from twotower.scoring import encode
 from twotower.towers import Table, TwoTower
 from twotower.training.matmul import probe
 from twotower.training.step import CurrentModel, Model, Stepper
-
-from .harness import Apart, peak_extra_bytes, report, show
 
 TEMPERATURE = 0.05
 MAX_EVENTS = 1_000_000
@@ -101,9 +104,9 @@ def events(sizes: Sizes) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
 class Textbook:
     """Embeddings with sparse gradients, full logits, cross-entropy, SparseAdam."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: Sizes, in_place: bool = False) -> None:
         torch.manual_seed(sizes.seed)
-        self.sizes = sizes
+        self.sizes, self.in_place = sizes, in_place
         query_E, item_E = events(sizes)
         self.event_query, self.event_item = torch.from_numpy(query_E).long(), torch.from_numpy(item_E).long()
         self.query = nn.Embedding(sizes.queries, sizes.dim, sparse=True)
@@ -121,10 +124,16 @@ class Textbook:
 
     def loss(self, query_BD: Tensor, column_ND: Tensor, item_B: Tensor, label_B: Tensor, column_N: Tensor) -> Tensor:
         """Cross-entropy over corrected logits; a candidate that is the positive itself is masked but for the label."""
-        logits_BN = query_BD @ column_ND.T / TEMPERATURE - self.log_count_M[column_N]
         hit_BN = item_B[:, None] == column_N
         hit_BN[torch.arange(len(item_B)), label_B] = False
-        return F.cross_entropy(logits_BN.masked_fill(hit_BN, -math.inf), label_B)
+        if self.in_place:
+            logits_BN = query_BD / TEMPERATURE @ column_ND.T
+            logits_BN -= self.log_count_M[column_N]
+            logits_BN.masked_fill_(hit_BN, -math.inf)
+        else:
+            logits_BN = query_BD @ column_ND.T / TEMPERATURE - self.log_count_M[column_N]
+            logits_BN = logits_BN.masked_fill(hit_BN, -math.inf)
+        return F.cross_entropy(logits_BN, label_B)
 
     def step(self) -> float:
         """One step; returns its loss."""
@@ -153,9 +162,7 @@ class Textbook:
             in_batch, label_B = item_B[:n].unique(return_inverse=True)
             column_N = torch.cat([in_batch, torch.randint(self.sizes.items, (self.sizes.uniform,))])
             query_BD, column_ND = (_leaf(vector) for vector in self.vectors(query_B[:n], column_N))
-            extra = peak_extra_bytes(
-                lambda: self.loss(query_BD, column_ND, item_B[:n], label_B, column_N).backward()
-            )
+            extra = peak_extra_bytes(lambda: self.loss(query_BD, column_ND, item_B[:n], label_B, column_N).backward())
             return extra, n * len(column_N) * 4
 
         measure(8)  # the library's own threads and buffers
@@ -181,7 +188,7 @@ def _timed(step: Callable[[], float], threads: int, n: int) -> list[Timing]:
 
 
 def store_in_memory(sizes: Sizes) -> Store:
-    """Queries and items whose only feature is their id, hashed into as many rows as there are ids, without a text of it."""
+    """Queries and items whose only feature is their id, which nobody has as text."""
     schema = Schema(
         interactions=Interactions(item="item", query="user"),
         query={"user": Id(column="user", hash_buckets=sizes.queries)},
@@ -341,7 +348,7 @@ def _difference(ours: Table, theirs: nn.Embedding) -> float:
     touched, expected = ours.gradient(), theirs.weight.grad
     assert touched is not None
     assert expected is not None
-    gap = torch.sparse_coo_tensor(touched[0][None], touched[1], expected.shape) - expected
+    gap = torch.sparse_coo_tensor(touched[0][None], touched[1], expected.shape, check_invariants=True) - expected
     return float(gap.coalesce().values().norm() / expected.coalesce().values().norm())
 
 
@@ -374,18 +381,21 @@ class Variant:
     ours: bool
     warm: bool
     precision: Precision = "float32"
+    in_place: bool = False
     large: bool = False
 
     def start(self, sizes: Sizes, matmul: str) -> Apart:
         """The contestant in a process of its own."""
         if self.ours:
             return Apart(Ours, sizes, self.precision, matmul, warm=self.warm)
-        return Apart(Textbook, sizes, warm=self.warm)
+        return Apart(Textbook, sizes, self.in_place, warm=self.warm)
 
 
 VARIANTS = {
     "textbook_cold": Variant(title="textbook, cold", ours=False, warm=False),
     "textbook_warm": Variant(title="textbook, warm", ours=False, warm=True),
+    "in_place_cold": Variant(title="textbook, in place, cold", ours=False, warm=False, in_place=True),
+    "in_place_warm": Variant(title="textbook, in place, warm", ours=False, warm=True, in_place=True),
     "ours_cold": Variant(title="ours, cold", ours=True, warm=False),
     "ours_warm": Variant(title="ours, warm", ours=True, warm=True),
     "ours_bf16_warm": Variant(title="ours, bfloat16, warm", ours=True, warm=True, precision="bfloat16"),
@@ -421,7 +431,8 @@ def compare(sizes: Sizes, *, large: int, repeats: int, steps: int, threads: int)
 def _check_agreement(sizes: Sizes, matmul: str) -> None:
     with Apart(Ours, sizes, "float32", matmul) as ours:
         found = ours.call("difference_to_textbook")
-    show("Same batch, draw and tables: relative difference, ours to textbook", ("of", "difference"), list(found.items()))
+    title = "Same batch, draw and tables: relative difference, ours to textbook"
+    show(title, ("of", "difference"), list(found.items()))
     wrong = {name: value for name, value in found.items() if not value <= TOLERANCE}
     if wrong:
         raise AssertionError(f"ours and the textbook are not the same function: {wrong}, expected at most {TOLERANCE}")
@@ -455,25 +466,27 @@ def _show_steps(
 def _show_parts(parts: list[dict[str, float]]) -> None:
     each = {name: median(step[name] for step in parts) for name in parts[0]}
     total = sum(each.values())
-    rows = [(name, seconds * 1e3, f"{seconds / total:.1%}") for name, seconds in each.items()]
-    show("Where our step goes (float32, cold, all threads)", ("", "milliseconds", "share"), [*rows, ("sum", total * 1e3, "")])
+    rows = [(name, seconds * 1e3, f"{seconds / total:.1%}") for name, seconds in (each | {"sum": total}).items()]
+    show("Where our step goes (float32, cold, all threads)", ("", "milliseconds", "share"), rows)
 
 
 def _metrics(clock: dict[tuple[str, int], float], sizes: Sizes, threads: int, large: int) -> dict[str, float]:
-    step = clock["ours_cold", threads]
-    metrics = {
-        "speedup_float32_cold": clock["textbook_cold", threads] / step,
-        "speedup_float32_warm": clock["textbook_warm", threads] / clock["ours_warm", threads],
-        "speedup_bf16_warm": clock["textbook_warm", threads] / clock["ours_bf16_warm", threads],
-        "speedup_float32_cold_1_thread": clock["textbook_cold", 1] / clock["ours_cold", 1],
-        "speedup_float32_warm_1_thread": clock["textbook_warm", 1] / clock["ours_warm", 1],
-        "speedup_bf16_warm_1_thread": clock["textbook_warm", 1] / clock["ours_bf16_warm", 1],
-        "step_ms": step * 1e3,
-        "step_ms_1_thread": clock["ours_cold", 1] * 1e3,
-        "examples_per_s": sizes.batch / step,
-    }
+    def speedup(baseline: str, ours: str, count: int) -> float:
+        return clock[baseline, count] / clock[ours, count]
+
+    metrics: dict[str, float] = {}
+    for count, suffix in ((threads, ""), (1, "_1_thread")):
+        metrics |= {
+            f"speedup_float32_cold{suffix}": speedup("textbook_cold", "ours_cold", count),
+            f"speedup_float32_warm{suffix}": speedup("textbook_warm", "ours_warm", count),
+            f"speedup_bf16_warm{suffix}": speedup("textbook_warm", "ours_bf16_warm", count),
+            f"speedup_in_place_cold{suffix}": speedup("in_place_cold", "ours_cold", count),
+            f"speedup_in_place_warm{suffix}": speedup("in_place_warm", "ours_warm", count),
+            f"step_ms{suffix}": clock["ours_cold", count] * 1e3,
+            f"examples_per_s{suffix}": sizes.batch / clock["ours_cold", count],
+        }
     if large:
-        metrics["ten_million_over_one_million"] = clock["ours_large", threads] / step
+        metrics["ten_million_over_one_million"] = clock["ours_large", threads] / clock["ours_cold", threads]
     return metrics
 
 
@@ -501,8 +514,8 @@ def main(
 ) -> None:
     """Our training step against a textbook PyTorch step of the same loss.
 
-    ``large`` is the number of rows of both tables in the run that shows what larger tables cost (0: leave it out);
-    ``repeats`` is how often the contestants take turns, ``steps`` the steps of a turn, ``threads`` all cores without it.
+    ``large`` is the number of rows of both tables in the run that shows what larger tables cost (0: leave it out),
+    ``repeats`` how often the contestants take turns, ``steps`` the steps of a turn, ``threads`` all cores without it.
     """
     started = time.perf_counter()
     sizes = Sizes(queries=queries, items=items, dim=dim, batch=batch, uniform=uniform, seed=seed)

@@ -342,12 +342,14 @@ class VocabularyFit:
             self._merge()
 
     def _merge(self) -> None:
-        grouped = pa.concat_tables([self._merged, *self._pending]).group_by("value", use_threads=False)
-        self._merged = (
-            grouped.aggregate([("listed", "sum"), ("counted", "sum")])
-            .select(["value", "listed_sum", "counted_sum"])
-            .rename_columns(["value", "listed", "counted"])
-        )
+        table = pa.concat_tables([self._merged, *self._pending])
+        code = one_array(table["value"]).dictionary_encode()  # twice as fast as a group_by
+        n = len(code.dictionary)
+        sums = {
+            name: np.bincount(code.indices.to_numpy(), table[name].to_numpy(), minlength=n).astype(np.int64)
+            for name in ("listed", "counted")
+        }
+        self._merged = pa.table({"value": code.dictionary, **sums})
         self._pending, self._n_pending = [], 0
 
     def finish(self, *, min_count: int = 1, oov_buckets: int = 0) -> Vocabulary:

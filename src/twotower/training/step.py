@@ -66,8 +66,9 @@ class Model(nn.Module):
         for part in (self.loss, self.negatives, self.frequency):
             part.setup(facts)
         self.row_optimisers = nn.ModuleList(copy.deepcopy(run.training.tables) for _ in self.towers.all_tables())
-        for table, optimiser in zip(self.towers.all_tables(), self.row_optimisers, strict=True):
-            optimiser.allocate(*table.weight.shape, table.weight.device)
+        for table, optimiser in self.tables():
+            rows, dim = table.weight.shape
+            optimiser.allocate(rows, dim, table.weight.device)
         self.store = store
 
     def items(self, row: Tensor) -> Tensor:
