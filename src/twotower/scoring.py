@@ -368,7 +368,7 @@ class Scores:
             if self.negative.shape[1] == 0:
                 return torch.zeros(self.negative.shape[0], dtype=torch.bool, device=self.negative.device)
             present = self.masked(self.log_weight.expand(self.negative.shape), NEG_INF)
-            return present.amax(1) > NEG_INF
+            return present.amax(1) != NEG_INF
 
 
 class LogSumExpLoss(TiledLoss, Protocol):
@@ -532,7 +532,7 @@ class _Gradients:
             if len(scores.excluded):
                 x.view(-1).index_fill_(0, scores.excluded, NEG_INF)
             top_C = x.amax(1) if x.shape[1] else x.new_full((x.shape[0],), NEG_INF)
-            alive_C = top_C > NEG_INF
+            alive_C = top_C != NEG_INF  # not a number is no reason to leave a line out
             x.sub_(top_C.clamp(min=torch.finfo(x.dtype).min)[:, None]).exp_()
             total_C = torch.where(alive_C, x.sum(1), 1.0)
             log_sum_C = torch.where(alive_C, total_C.log() + top_C, 0.0)

@@ -15,7 +15,7 @@ from twotower.losses import BPR, Losses, Margin, RowLoss, SampledSoftmax
 from twotower.part import Facts
 from twotower.scoring import encode
 
-from .oracle import make_case
+from .oracle import Case, make_case
 
 ALL: tuple[type[RowLoss], ...] = typing.get_args(Losses)
 WITHOUT_POSITIVE_CORRECTION = [loss for loss in ALL if not loss.corrects_positive]
@@ -23,8 +23,8 @@ WITHOUT_POSITIVE_CORRECTION = [loss for loss in ALL if not loss.corrects_positiv
 every_loss = pytest.mark.parametrize("loss", ALL, ids=lambda loss: loss.__name__)
 
 
-def value_of(loss: RowLoss, tile: int | None = 3) -> torch.Tensor:
-    case = make_case(1, batch_of="queries")
+def value_of(loss: RowLoss, tile: int | None = 3, case: Case | None = None) -> torch.Tensor:
+    case = case or make_case(1, batch_of="queries")
     encoded = encode(case.query_BD, lambda row: case.item_MD.index_select(0, row), case.batch, case.candidates)
     value, notes = loss(encoded, tile=tile)
     assert set(notes) == {"loss", "alive", "excluded_share"}
@@ -54,6 +54,19 @@ def test_its_defaults_work(loss: type[RowLoss]) -> None:
     assert value.dim() == 0
     assert value.isfinite()
     assert torch.allclose(value, value_of(made, None), rtol=1e-9)
+
+
+@every_loss
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("side", ["query", "item"])
+@pytest.mark.parametrize("tile", [None, 3])
+def test_what_is_not_finite_is_not_passed_over(loss: type[RowLoss], tile: int | None, side: str, bad: float) -> None:
+    """A line of scores that are no numbers is no line without candidates: the loss must tell."""
+    case = make_case(1, batch_of="queries")
+    with torch.no_grad():
+        vectors = case.query_BD if side == "query" else case.item_MD
+        vectors[0 if side == "query" else int(case.batch.item_P[0])] = bad
+    assert not value_of(loss(), tile, case).isfinite()
 
 
 @every_loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from twotower.data.batches import TrainingBatches
 from twotower.data.store import Store
 from twotower.errors import ConfigError
 from twotower.frequency import StreamingFrequency
-from twotower.losses import Loss, Losses, SampledSoftmax
+from twotower.losses import Loss, Losses, Margin, SampledSoftmax
 from twotower.optimisers import RowwiseAdam
 from twotower.schema import History, Number
 from twotower.towers import Tower, TwoTower
@@ -35,16 +36,26 @@ def model_of(run: Run, store: Store) -> Model:
 # ---------------------------------------------------------------- the planted truth
 
 
+EASIER: dict[object, Callable[[], Loss]] = {
+    Margin: lambda: Margin(margin=1.0),
+    SampledSoftmax: lambda: SampledSoftmax(temperature=0.2),
+}
+"""Losses whose defaults are for larger data."""
+
+
 @pytest.mark.parametrize(("batch_of", "batch_size"), [("pairs", 64), ("queries", 8)])
 @pytest.mark.parametrize("loss", typing.get_args(Losses), ids=lambda loss: loss.__name__)
 def test_every_loss_finds_the_checkerboard(loss: type[Loss], batch_of: str, batch_size: int) -> None:
     """A guess among the 16 items a user has not met would give 1/16."""
     store = checkerboard()
-    fit = fit_once(run_of(store, loss=loss(), epochs=40, batch_of=batch_of, batch_size=batch_size), store, PART)
-    assert fit.best_metric == 1.0
+    made = EASIER[loss]() if loss in EASIER else loss()
+    run = run_of(store, loss=made, epochs=20, validate_every=10, batch_of=batch_of, batch_size=batch_size)
+    fit = fit_once(run, store, PART)
+    assert fit.best_metric is not None
+    assert fit.best_metric >= 0.95
     per_epoch = -(-(SIZE if batch_of == "queries" else int((PART == 0).sum())) // batch_size)
-    assert fit.steps == 40 * per_epoch
-    assert [h["epoch"] for h in fit.history] == [5.0 * i for i in range(1, 9)]
+    assert fit.steps == 20 * per_epoch
+    assert [validation["epoch"] for validation in fit.history] == [10.0, 20.0]
 
 
 def test_towers_with_layers_and_other_parts_find_it_too() -> None:
@@ -109,10 +120,13 @@ def test_validating_changes_nothing_but_what_is_reported() -> None:
 
 def test_a_recipe_is_not_changed_by_a_run() -> None:
     store = checkerboard()
-    run = run_of(store, loss=SampledSoftmax(temperature=0.2, learn_temperature=True), epochs=1)
-    fit_once(run, store, PART)
+    loss = SampledSoftmax(temperature=0.2, learn_temperature=True)
+    before = loss.log_temperature.item()
+    run = run_of(store, loss=loss, epochs=1)
+    fit = fit_once(run, store, PART)
+    assert fit.model.loss.get_parameter("log_temperature").item() != before
     assert run.towers.state_dict() == {}
-    assert run.loss.current_temperature() == pytest.approx(0.2)  # type: ignore[operator]
+    assert run.loss.get_parameter("log_temperature").item() == before
     assert run.training.tables.state_dict() == {}
 
 
@@ -131,7 +145,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, metrics: list[float]) -> None:
 
 
 def test_patience_ends_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Best at the second validation of .1 .3 .2 .3 .1; with a patience of 2 the fourth is the last (equal is no better)."""
+    """Best is the second validation of .1 .3 .2 .3 .1 (equal is no better); a patience of 2 ends with the fourth."""
     scripted(monkeypatch, [0.1, 0.3, 0.2, 0.3, 0.1])
     store = checkerboard()
     run = run_of(store, epochs=10, validate_every=1, patience=2)
@@ -270,4 +284,5 @@ def test_the_folder_gets_lines_of_json(tmp_path: Path) -> None:
         ("valid", 14),
     ]
     assert all(line["loss"] > 0 and line["examples_per_s"] > 0 for line in lines if line["what"] == "train")
-    assert [line["temperature"] for line in lines if line["what"] == "train"] == []
+    assert [line.get("temperature") for line in lines] == [0.2, None, 0.2, None]
+    assert [line["rate"] for line in lines if line["what"] == "train"] == [1 - 6 / 14, 1 - 13 / 14]

@@ -241,10 +241,10 @@ class _Loop:
         left, epoch = stop, 0
         while left > 0:
             for batch in self.batches.epoch(epoch):
-                if left == 0:
-                    return
                 yield batch
                 left -= 1
+                if left == 0:
+                    return
             epoch += 1
 
     def _step(self, step: int, batch: Batch) -> None:

@@ -43,7 +43,8 @@ class Recorder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.flush()
-        self.progress.stop()
+        if self.progress.live.is_started:
+            self.progress.stop()
         if self.file is not None:
             self.file.close()
         if self.board is not None:

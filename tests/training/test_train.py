@@ -1,0 +1,154 @@
+"""From files to recommendations and back: everything ``train`` writes is what a ``Retriever`` reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.training.checkerboard import SIZE, checkerboard, run_of
+from twotower.config import Data, Evaluation, Run, load_run
+from twotower.data.splits import GivenSplit
+from twotower.errors import ArtifactError, ConfigError, DataError
+from twotower.schema import Categorical, Id, Interactions, Schema
+from twotower.training import Retriever, checkpoint, evaluate, recommend, train
+
+SCHEMA = Schema(
+    interactions=Interactions(query="user", item="item", split="part"),
+    query={"user": Id(column="user"), "country": Categorical(column="country")},
+    item={"item": Id(column="item")},
+)
+
+
+def part_of(user: int, item: int) -> str:
+    """User i has item i withheld for validation, and for the test the next of its parity, which competes with it."""
+    return {0: "valid", 2: "test"}.get((item - user) % SIZE, "train")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """The checkerboard as files: users "u0" to "u29", items "i0" to "i29"."""
+    folder = tmp_path_factory.mktemp("data")
+    pairs = [(user, item) for user in range(SIZE) for item in range(SIZE) if user % 2 == item % 2]
+    events = pa.table(
+        {
+            "user": [f"u{user}" for user, _ in pairs],
+            "item": [f"i{item}" for _, item in pairs],
+            "part": [part_of(user, item) for user, item in pairs],
+        }
+    )
+    users = pa.table({"user": [f"u{u}" for u in range(SIZE)], "country": [f"c{u % 2}" for u in range(SIZE)]})
+    pq.write_table(events, folder / "events.parquet")
+    pq.write_table(users, folder / "users.parquet")
+    return Data(
+        interactions=(str(folder / "events.parquet"),),
+        queries=(str(folder / "users.parquet"),),
+        store=str(folder / "store"),
+    )
+
+
+def run_on(data: Data, **training: object) -> Run:
+    settings = {"epochs": 15, "validate_every": 5, "batch_of": "queries", "batch_size": 8, "metric": "recall@2"}
+    run = run_of(checkerboard(), **{**settings, **training})  # type: ignore[arg-type]
+    return replace(run, schema=SCHEMA, data=data, split=GivenSplit(), evaluation=Evaluation(k=(1, 2)))
+
+
+@pytest.fixture(scope="module")
+def model(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("out") / "model"
+    trained = train(run_on(data), folder, quiet=True)
+    assert trained.folder == folder
+    assert trained.best_metric is not None
+    assert trained.best_metric >= 0.9
+    assert trained.refit_seconds is None
+    assert f"trained {trained.best_epoch:g} epochs" in trained.render()
+    return folder
+
+
+def test_the_folder_holds_all_of_it(model: Path) -> None:
+    assert sorted(path.name for path in model.iterdir()) == ["best", "last", "metrics.jsonl", "run.toml", "train.json"]
+    summary = json.loads((model / "train.json").read_text(encoding="utf-8"))
+    state = checkpoint.read_state(model / "best")
+    assert summary["best_metric"] == state["metric"]
+    assert summary["best_epoch"] == state["epoch"]
+    assert summary["metric"] == "recall@2"
+    assert load_run(model / "run.toml").schema == SCHEMA
+
+
+def test_what_was_measured_is_measured_again(model: Path) -> None:
+    """The saved model gives the validation metric of its checkpoint, to the last bit."""
+    state = checkpoint.read_state(model / "best")
+    found = evaluate(model, split="valid")
+    assert found.metric("recall@2") == state["metric"]
+    assert found.n_pairs == SIZE
+    test = evaluate(model)
+    assert test.metric("recall@1") >= 0.9
+    assert test.metric("recall@1") > 5 * test.rows["random"]["recall@1"]
+
+
+def test_a_known_user_is_recommended_what_it_has_not_met(model: Path) -> None:
+    """User 4 has an event with every even item, held out or not, so only odd ones are left."""
+    everything = recommend(model, {"user": "u4"}, k=100)
+    assert sorted(int(r.item[1:]) for r in everything) == list(range(1, SIZE, 2))
+    assert [r.score for r in everything] == sorted((r.score for r in everything), reverse=True)
+    all_of_it = recommend(model, {"user": "u4"}, k=100, filter_seen=False)
+    assert len(all_of_it) == SIZE
+    assert all(int(r.item[1:]) % 2 == 0 for r in all_of_it[: SIZE // 2])
+
+
+def test_a_new_user_is_known_by_its_country(model: Path) -> None:
+    best = recommend(model, {"country": "c1"}, k=5)
+    assert all(int(r.item[1:]) % 2 == 1 for r in best)
+    with_id = recommend(model, {"user": "nobody", "country": "c1"}, k=5)
+    assert len(with_id) == 5
+
+
+def test_queries_that_can_not_be(model: Path) -> None:
+    retriever = Retriever.open(model)
+    with pytest.raises(DataError, match=r"'contry' is no column .* did you mean 'country'"):
+        retriever.recommend({"contry": "c1"})
+    with pytest.raises(DataError, match="it is empty"):
+        retriever.recommend({})
+    with pytest.raises(DataError, match="k: found 0"):
+        retriever.recommend({"country": "c1"}, k=0)
+    with pytest.raises(DataError, match="declares no History"):
+        retriever.recommend({"history": ["i1"]})
+
+
+def test_a_trained_model_is_not_trained_over(model: Path, data: Data) -> None:
+    with pytest.raises(ArtifactError, match="already holds a trained model"):
+        train(run_on(data), model, quiet=True)
+
+
+def test_a_store_of_another_schema(data: Data, model: Path, tmp_path: Path) -> None:
+    other = replace(SCHEMA, query={"user": Id(column="user")})
+    with pytest.raises(ConfigError, match="ingested with another schema"):
+        train(replace(run_on(data), schema=other), tmp_path / "model", quiet=True)
+
+
+def test_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"holds no trained model \(no run.toml\)"):
+        Retriever.open(tmp_path)
+
+
+def test_a_folder_can_move_with_its_store(data: Data, model: Path) -> None:
+    """The store is named relative to the folder."""
+    text = (model / "run.toml").read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if line.startswith("store"))
+    assert ".." in line
+    assert Path(load_run(model / "run.toml").data.store).samefile(data.store)  # type: ignore[union-attr]
+
+
+def test_a_refit_replaces_the_best(data: Data, model: Path, tmp_path: Path) -> None:
+    """Trained on validation events too, for as long as was best: they are then no surprise."""
+    trained = train(run_on(data, refit=True), tmp_path / "model", quiet=True)
+    assert trained.refit_seconds is not None
+    state = checkpoint.read_state(tmp_path / "model" / "best")
+    assert state["metric"] is None
+    assert state["epoch"] == trained.best_epoch
+    test = evaluate(tmp_path / "model")
+    assert test.metric("recall@1") >= 0.9
