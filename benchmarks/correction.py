@@ -2,12 +2,12 @@
 
     python -m benchmarks.correction debian [--seeds 3] [--epochs 3] [--dim 128]
 
-Arms: correction none (plain), negatives, all; exact and streaming frequencies; temperatures 0.05, 0.07, 0.14; strengths
-0.5, 0.7, 1 at 0.05; and a sweep of the number of uniform negatives (mixed negative sampling). Trained on the training part
-of the demo data, measured on its test part, by popularity of the target. Nothing is selected here.
+Arms: correction none (plain), negatives, all; exact and streaming frequencies; temperatures 0.05, 0.07, 0.14;
+strengths 0.5, 0.7, 1 at 0.05; and a sweep of the number of uniform negatives (mixed negative sampling). Trained on the
+training part of the demo data, measured on its test part, by popularity of the target. Nothing is selected here.
 
-Two arms are compared query by query: each query's recall is averaged over the seeds, and the difference is given with its
-standard error over the queries.
+Two arms are compared query by query: each query's recall is averaged over the seeds, and the difference is given with
+its standard error over the queries.
 """
 
 from __future__ import annotations

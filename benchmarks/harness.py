@@ -23,7 +23,7 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, from glibc's malloc.h
 
 def report(
     benchmark: str,
-    metrics: Mapping[str, float],
+    metrics: Mapping[str, object],
     *,
     seconds: float,
     seed: int,
@@ -32,13 +32,20 @@ def report(
     """Print the line of JSON that ends every benchmark."""
     line = {
         "benchmark": benchmark,
-        "metrics": {name: float(f"{value:.6g}") for name, value in metrics.items()},
+        "metrics": _rounded(metrics),
         "seconds": round(seconds, 1),
         "seed": seed,
         "settings": dict(settings),
         "machine": machine(),
     }
     print(json.dumps(line), flush=True)
+
+
+def _rounded(value: object) -> object:
+    """Six digits, however deep."""
+    if isinstance(value, Mapping):
+        return {name: _rounded(part) for name, part in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def machine() -> dict[str, object]:

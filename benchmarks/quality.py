@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +29,17 @@ from twotower.config import Run, dump_run
 from twotower.data.held_out import PARTS, HeldOut, held_out
 from twotower.data.splits import GivenSplit
 from twotower.data.store import Store
-from twotower.evaluation import METRICS, Ranks
+from twotower.evaluation import METRICS, Evaluation, Ranks
 from twotower.training.loop import Fit, evaluate_retriever, fit_once, open_or_ingest, refit, settings_of
 from twotower.training.recorder import Recorder
 from twotower.training.retriever import Retriever
+
+METRICS_OF = {
+    "debian": ("recall@10", "recall@100", "recall@100_tail", "recall@100_unseen"),
+    "gowalla": ("recall@20", "ndcg@20"),
+    "ml-1m": ("recall@20", "ndcg@20"),
+}
+"""What each benchmark reports; the first is what a search goes by."""
 
 
 def fitted(run: Run, store: Store, part_E: np.ndarray, *, validate: bool) -> Fit:
@@ -44,36 +51,53 @@ def fitted(run: Run, store: Store, part_E: np.ndarray, *, validate: bool) -> Fit
         return fit_once(run, store, unwatched, recorder=recorder)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One fit and its one evaluation."""
+
+    run: Run
+    store: Store
+    part_E: np.ndarray
+    fit: Fit
+    result: Evaluation
+    asked: str
+
+    def metrics(self) -> dict[str, float]:
+        """What the benchmark reports."""
+        name = "debian" if self.run.schema.interactions.query_is_item else "gowalla"
+        return {n: self.result.metric(n) for n in METRICS_OF[name]} | {"fit_seconds": self.fit.seconds}
+
+
+def fit_and_evaluate(name: str, work: Path, *, set: list[str], validate: bool) -> Measured:
+    """Fit the committed settings once and measure once."""
+    run = committed_run(name, work, set)
+    if validate and name != "debian":
+        run = replace(run, split=GivenSplit(valid=0.1))
+    if not validate:
+        run = replace(run, training=replace(run.training, refit=True))
+    store = open_or_ingest(run, quiet=True)
+    part_E = run.split.assign(store)
+    fit = fitted(run, store, part_E, validate=validate)
+    asked = "valid" if validate else "test"
+    result = evaluate_retriever(Retriever(run, store, fit.model.towers), part_E, asked)
+    return Measured(run, store, part_E, fit, result, asked)
+
+
 def measure(name: str, *, set: list[str], validate: bool) -> None:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as work:
-        run = committed_run(name, Path(work), set)
-        if validate and name != "debian":
-            run = replace(run, split=GivenSplit(valid=0.1))
-        store = open_or_ingest(run, quiet=True)
-        part_E = run.split.assign(store)
-        fit = fitted(run, store, part_E, validate=validate)
-        asked = "valid" if validate else "test"
-        result = evaluate_retriever(Retriever(run, store, fit.model.towers), part_E, asked)
-        print(result.table())
-        print(f"fitted {fit.epochs:g} epochs, {fit.steps} steps in {fit.seconds:.1f} s")
+        found = fit_and_evaluate(name, Path(work), set=set, validate=validate)
+        print(found.result.table())
+        print(f"fitted {found.fit.epochs:g} epochs, {found.fit.steps} steps in {found.fit.seconds:.1f} s")
         if name == "debian":
-            print(
-                "TF-IDF vote, 30 neighbours: "
-                + "  ".join(f"{n} {v:.4f}" for n, v in vote(store, part_E, asked).items())
-            )
-    names = (
-        ("recall@10", "recall@100", "recall@100_tail", "recall@100_unseen")
-        if name == "debian"
-        else ("recall@20", "ndcg@20")
-    )
-    metrics = {n: result.metric(n) for n in names} | {"fit_seconds": fit.seconds}
+            votes = vote(found.store, found.part_E, found.asked)
+            print("TF-IDF vote, 30 neighbours: " + "  ".join(f"{n} {v:.4f}" for n, v in votes.items()))
     report(
         f"quality {name}" + (" (validation)" if validate else ""),
-        metrics,
+        found.metrics(),
         seconds=time.perf_counter() - started,
-        seed=run.training.seed,
-        settings={"run": dump_run(replace(run, data=None))},
+        seed=found.run.training.seed,
+        settings={"run": dump_run(replace(found.run, data=None))},
     )
 
 
@@ -120,7 +144,7 @@ def ranks_of(votes: sp.csr_matrix, questions: HeldOut, depth: int = 100, chunk: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=("debian", "gowalla", "ml-1m"))
+    parser.add_argument("name", choices=tuple(METRICS_OF))
     parser.add_argument("--set", action="append", default=[], help="override a setting")
     parser.add_argument("--validate", action="store_true", help="measure on the validation part")
     arguments = parser.parse_args()

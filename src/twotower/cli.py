@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from . import __version__
 from .errors import DataError, TwoTowerError
@@ -31,7 +32,7 @@ app = App(
 )
 
 
-@app.command
+@app.command(sort_key=1)
 def demo(*, out: Path = Path("demo")) -> None:
     """Train, measure and query a small model on data that comes with the package.
 
@@ -45,7 +46,7 @@ def demo(*, out: Path = Path("demo")) -> None:
     demo(out)
 
 
-@app.command
+@app.command(sort_key=2)
 def init(
     interactions: Annotated[list[str], Parameter(consume_multiple=True)],
     /,
@@ -59,11 +60,12 @@ def init(
     Parameters
     ----------
     interactions
-        Files or folders of interactions.
+        Files or folders of interactions, one event a row: CSV or TSV with a line of column names, JSON lines, Parquet
+        or Arrow.
     queries
-        File of query attributes.
+        File of query (user) attributes, a row a query.
     items
-        File of item attributes.
+        File of item attributes, a row an item.
     out
         The run to write; a file that is there is not overwritten.
     """
@@ -73,7 +75,7 @@ def init(
     print(f"\nwrote {out}: read it, edit it, then: twotower ingest {out}")
 
 
-@app.command
+@app.command(sort_key=3)
 def ingest(run: Path, /, *, overrides: Overrides = (), overwrite: bool = False, as_json: AsJson = False) -> None:
     """Read the files of a run into its store, and report what was left out and why.
 
@@ -91,19 +93,19 @@ def ingest(run: Path, /, *, overrides: Overrides = (), overwrite: bool = False, 
     from .config import ingest_run, load_run
 
     report = ingest_run(load_run(run, overrides), overwrite=overwrite)
-    print(_as_json(report) if as_json else report.render())
+    print(_as_json(report) if as_json else f"{report.render()}\n\nnext: twotower train {run} --out model")
 
 
-@app.command
+@app.command(sort_key=4)
 def train(run: Path, /, *, out: Path, overrides: Overrides = ()) -> None:
-    """Train the towers of a run.
+    """Train the towers of a run; reads its files into the store first where there is none.
 
     Parameters
     ----------
     run
         The run, a TOML file.
     out
-        Folder for the model, its settings and its metrics.
+        Folder for the model, its settings and its metrics; Ctrl-C leaves a model there that can be used.
     overrides
         A setting to change, such as loss.temperature=0.1; as often as you like.
     """
@@ -113,7 +115,7 @@ def train(run: Path, /, *, out: Path, overrides: Overrides = ()) -> None:
     print(train(load_run(run, overrides), out).render())
 
 
-@app.command
+@app.command(sort_key=5)
 def evaluate(model: Path, /, *, split: Literal["valid", "test"] = "test", as_json: AsJson = False) -> None:
     """Measure a trained model over the full catalogue, beside recommending what is popular.
 
@@ -132,7 +134,7 @@ def evaluate(model: Path, /, *, split: Literal["valid", "test"] = "test", as_jso
     print(result.to_json() if as_json else result.table())
 
 
-@app.command
+@app.command(sort_key=6)
 def recommend(
     model: Path,
     /,
@@ -142,18 +144,19 @@ def recommend(
     filter_seen: Annotated[bool, Parameter(negative="--no-filter-seen")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Find the k best items for a query.
+    """Find the k best items for a query: score and item id, a line each.
 
     Parameters
     ----------
     model
         Folder that train wrote.
     query
-        Columns of the query as a JSON object, such as '{"user_id": "u1"}'.
+        Columns of the query as a JSON object, such as '{"user_id": "u1"}'; the attributes and the history of an id
+        that is known are added.
     k
         How many items.
     filter_seen
-        Leave out what the query is known to like.
+        Leave out the items of the query's own events.
     as_json
         Print the items as JSON.
     """
@@ -168,12 +171,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; without ``arguments`` those of the process are taken."""
     try:
         app(arguments, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+    except UnusedCliTokensError as error:
+        extra = " ".join(error.unused_tokens or ())
+        return _refused(f"{extra}: not expected here" + "; every setting needs a --set of its own" * ("=" in extra))
     except (CycloptsError, TwoTowerError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return _refused(str(error))
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _refused(message: str) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return 2
 
 
 def _json_object(text: str) -> dict[str, object]:

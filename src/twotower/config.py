@@ -141,6 +141,11 @@ class Evaluation:
             len(self.k) > 0 and min(self.k, default=0) >= 1,
             f"evaluation.k: found {list(self.k)}, expected positive numbers",
         )
+        _require(self.tail_max >= 0, f"evaluation.tail_max: found {self.tail_max}, expected 0 or more training events")
+        _require(
+            0 < self.head_share < 1,
+            f"evaluation.head_share: found {self.head_share}, expected a share of the training events between 0 and 1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,9 +217,18 @@ def parse_run(text: str, *, set: Sequence[str] = (), name: str = "run") -> Run:
     try:
         run = _CODEC.decode(Run, tree)
     except TwoTowerError as error:
-        raise type(error)(f"{name}: {error}") from error
+        raise type(error)(f"{name}: {error}{_hint_of_kind(str(error), set)}") from error
     assert isinstance(run, Run)
     return run
+
+
+def _hint_of_kind(message: str, settings: Sequence[str]) -> str:
+    """The way out where ``--set negatives.kind=InBatch`` meets settings that the file gave another kind."""
+    for setting in settings:
+        place, is_kind, kind = setting.partition(".kind=")
+        if is_kind and message.startswith(f"{place}.") and " is not a setting of " in message:
+            return f"; to replace the whole table: --set '{place}={{kind=\"{kind}\"}}'"
+    return ""
 
 
 def load_run(path: str | Path, set: Sequence[str] = ()) -> Run:

@@ -142,7 +142,7 @@ def test_an_epoch_of_queries_has_every_query_once_with_its_merged_items() -> Non
     assert [len(batch.query_B) for batch in found] == [3, 1]  # queries 4 and 5 have no event
     assert sorted(q for batch in found for q in batch.query_B.tolist()) == [0, 1, 2, 3]
     for batch in found:
-        by_query = defaultdict(dict)
+        by_query: dict[int, dict[int, float]] = defaultdict(dict)
         for query, item, weight in pairs_of(batch):
             by_query[query][item] = weight
         assert by_query == {query: want[query] for query in batch.query_B.tolist()}

@@ -196,7 +196,7 @@ def test_empty_lists_only(tmp_path: Path) -> None:
 
 
 def test_a_place_that_is_taken(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="there is a store already: choose another place, or set overwrite"):
+    with pytest.raises(ArtifactError, match="there is a store already: choose another place, or replace it"):
         ingest(SCHEMA, interactions=EVENTS, items=ITEMS, out=store)
     ingest(SCHEMA, interactions=EVENTS.slice(0, 2), items=ITEMS, out=store, overwrite=True)
     assert Store.open(store, verify=True).n_events == 2

@@ -13,7 +13,7 @@ import torch
 from twotower.errors import ConfigError
 from twotower.losses import BPR, Losses, Margin, RowLoss, SampledSoftmax
 from twotower.part import Facts
-from twotower.scoring import encode
+from twotower.scoring import Correction, encode
 
 from .oracle import Case, make_case
 
@@ -26,6 +26,7 @@ every_loss = pytest.mark.parametrize("loss", ALL, ids=lambda loss: loss.__name__
 def value_of(loss: RowLoss, tile: int | None = 3, case: Case | None = None) -> torch.Tensor:
     case = case or make_case(1, batch_of="queries")
     encoded = encode(case.query_BD, lambda row: case.item_MD.index_select(0, row), case.batch, case.candidates)
+    value: torch.Tensor
     value, notes = loss(encoded, tile=tile)
     assert set(notes) == {"loss", "alive", "excluded_share"}
     assert len(notes["loss"]) == len(notes["alive"]) == len(case.batch.item_P)
@@ -71,10 +72,10 @@ def test_what_is_not_finite_is_not_passed_over(loss: type[RowLoss], tile: int | 
 
 @every_loss
 def test_its_settings_are_keyword_only_fields(loss: type[RowLoss]) -> None:
-    names = {f.name for f in dataclasses.fields(loss)}  # type: ignore[arg-type]
+    names = {f.name for f in dataclasses.fields(loss)}
     assert {"temperature", "correction", "strength", "exclude", "learn_temperature"} <= names
     with pytest.raises(TypeError):
-        loss(0.5)  # type: ignore[misc]
+        loss(0.5)  # type: ignore[call-arg]
     assert all(f"{name}=" in repr(loss()) for name in names)
 
 
@@ -127,9 +128,10 @@ def test_only_softmax_corrects_its_positive(loss: type[RowLoss]) -> None:
 
 
 def test_renormalising_needs_corrected_negatives() -> None:
-    for correction in ("none", "all"):
+    corrections: tuple[Correction, ...] = ("none", "all")
+    for correction in corrections:
         with pytest.raises(ConfigError, match=rf"loss\.renormalise .* found '{correction}'"):
-            SampledSoftmax(correction=correction, renormalise=True)  # type: ignore[arg-type]
+            SampledSoftmax(correction=correction, renormalise=True)
     assert SampledSoftmax(renormalise=True).renormalise
 
 

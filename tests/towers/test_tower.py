@@ -146,7 +146,7 @@ def test_every_table_and_layer_gets_a_gradient() -> None:
 
 TWO = schema(item={"item": Id(column="item"), "kind": Categorical(column="kind")})
 TWO_SIZES = {"query.user": 3, "item": 4, "item.kind": 2}
-TWO_ROWS = {"item": torch.tensor([0, 3, 2]), "kind": torch.tensor([1, 0, -1])}
+TWO_ROWS: Features = {"item": torch.tensor([0, 3, 2]), "kind": torch.tensor([1, 0, -1])}
 
 
 def tables_of(towers: TwoTower) -> dict[str, Tensor]:
@@ -251,7 +251,7 @@ def test_id_dropout_hides_its_share_of_ids_in_training_only() -> None:
     n = 20_000
     towers = TwoTower(dim=DIM, normalise=False, item=Tower(id_dropout=0.3))
     towers = built(towers, TWO, {**TWO_SIZES, "item": n})
-    features = {"item": torch.arange(n), "kind": torch.zeros(n, dtype=torch.int64)}
+    features: Features = {"item": torch.arange(n), "kind": torch.zeros(n, dtype=torch.int64)}
     vector = towers.encode_item(features)
     of_kind = tables_of(towers)["item.kind"][0]
     hidden = (vector == of_kind).all(1)  # the other feature is all that is left

@@ -19,13 +19,13 @@ from twotower.data.store import Store
 from twotower.errors import ArtifactError
 from twotower.frequency import StreamingFrequency
 from twotower.losses import SampledSoftmax
-from twotower.optimisers import Adagrad, AdamW, RowwiseAdam
+from twotower.optimisers import Adagrad, AdamW, DenseOptimiser, RowwiseAdam
 from twotower.towers import Tower, TwoTower
 from twotower.training import checkpoint
 from twotower.training.step import Model, Stepper
 
 
-def recipe(store: Store, dim: int = 4, **training: object) -> Run:
+def recipe(store: Store, dim: int = 4, dense: DenseOptimiser | None = None) -> Run:
     """A run with every kind of state: tables and their momentum, layers, a learned temperature, gaps of items."""
     return run_of(
         store,
@@ -34,7 +34,7 @@ def recipe(store: Store, dim: int = 4, **training: object) -> Run:
         parts={"frequency": StreamingFrequency(buckets=64)},
         tables=RowwiseAdam(),
         batch_size=16,
-        **training,
+        dense=dense or AdamW(),
     )
 
 
@@ -42,8 +42,8 @@ def batches_of(store: Store) -> TrainingBatches:
     return TrainingBatches(store, np.flatnonzero(PART == 0), batch_of="pairs", batch_size=16)
 
 
-def started(store: Store, steps: int, **training: object) -> Stepper:
-    run, batches = recipe(store, **training), batches_of(store)
+def started(store: Store, steps: int, dense: DenseOptimiser | None = None) -> Stepper:
+    run, batches = recipe(store, dense=dense), batches_of(store)
     torch.manual_seed(0)
     stepper = Stepper(Model(run, store, batches.facts()).train(), run.training)
     take(stepper, batches, 0, steps)
@@ -67,7 +67,9 @@ def store() -> Store:
 
 @pytest.mark.parametrize("dense", [AdamW(), Adagrad()])
 @pytest.mark.parametrize("at", [0, 1, 4])
-def test_training_goes_on_from_a_checkpoint_bit_for_bit(store: Store, tmp_path: Path, at: int, dense: AdamW) -> None:
+def test_training_goes_on_from_a_checkpoint_bit_for_bit(
+    store: Store, tmp_path: Path, at: int, dense: DenseOptimiser
+) -> None:
     folder, batches = tmp_path / "last", batches_of(store)
     through = started(store, 6, dense=dense)
     first = started(store, at, dense=dense)
@@ -133,7 +135,7 @@ def kill(patch: pytest.MonkeyPatch, moment: str) -> None:
     if moment == "writing":
         patch.setattr(checkpoint, "save_file", write)
     elif moment == "after the renames":
-        patch.setattr(checkpoint.shutil, "rmtree", remove)
+        patch.setattr("twotower.training.checkpoint.shutil.rmtree", remove)
     else:
         patch.setattr(Path, "rename", move)
 

@@ -25,7 +25,9 @@ from twotower.schema import History, Number
 from twotower.towers import Tower, TwoTower
 from twotower.training import checkpoint, loop
 from twotower.training.loop import Fit, fit_once, refit, settings_of
-from twotower.training.step import Model
+from twotower.training.matmul import Matmul
+from twotower.training.recorder import Recorder
+from twotower.training.step import Model, Stepper
 
 
 def model_of(run: Run, store: Store) -> Model:
@@ -157,6 +159,14 @@ def test_patience_ends_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert (best["step"], best["metric"], last["step"]) == (2 * steps, 0.3, 4 * steps)
 
 
+def test_patience_begins_anew_with_every_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """.1 (worse: .05) .2 (worse: .1 and .15)"""
+    scripted(monkeypatch, [0.1, 0.05, 0.2, 0.1, 0.15, 0.1])
+    store = checkerboard()
+    fit = fit_once(run_of(store, epochs=10, validate_every=1, patience=2), store, PART)
+    assert (fit.epochs, fit.best_epoch) == (5.0, 3.0)
+
+
 def test_without_patience_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [0.3, 0.2, 0.1])
     store = checkerboard()
@@ -212,14 +222,14 @@ def test_a_metric_that_is_not_reported_is_refused_before_training() -> None:
 
 
 def interrupted_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    call = loop.Stepper.__call__
+    call = Stepper.__call__
 
-    def stepper(self: loop.Stepper, batch: Any, at: int, rate: float) -> Any:
+    def stepper(self: Stepper, batch: Any, at: int, rate: float) -> Any:
         if at == step:
             raise KeyboardInterrupt
         return call(self, batch, at, rate)
 
-    monkeypatch.setattr(loop.Stepper, "__call__", stepper)
+    monkeypatch.setattr(Stepper, "__call__", stepper)
 
 
 @pytest.mark.parametrize(("step", "best_step"), [(3, 3), (9, 7), (20, 14)])
@@ -252,12 +262,13 @@ def test_an_interrupted_refit_leaves_the_validated_model(monkeypatch: pytest.Mon
 # ---------------------------------------------------------------- settings of the process
 
 
-def test_threads_and_products_are_restored() -> None:
+def test_threads_and_products_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "probe", lambda: Matmul(precision="medium", seconds={}, error={}))
     store = checkerboard()
     before = (torch.get_num_threads(), torch.get_float32_matmul_precision())
     with settings_of(run_of(store, threads=2).training) as precision:
         assert torch.get_num_threads() == 2
-        assert torch.get_float32_matmul_precision() == precision
+        assert torch.get_float32_matmul_precision() == precision == "medium"
     assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == before
     with pytest.raises(KeyboardInterrupt), settings_of(run_of(store, threads=2).training):
         raise KeyboardInterrupt
@@ -274,7 +285,7 @@ def test_a_device_that_is_not_there() -> None:
 
 def test_the_folder_gets_lines_of_json(tmp_path: Path) -> None:
     store = checkerboard()
-    with loop.Recorder(tmp_path, quiet=True) as recorder:
+    with Recorder(tmp_path, quiet=True) as recorder:
         fit_once(run_of(store, epochs=2, validate_every=1), store, PART, recorder=recorder, folder=tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(line["what"], line["step"]) for line in lines] == [

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from twotower.training import recorder as module
 from twotower.training.recorder import Recorder
 from twotower.training.step import StepReport
 
@@ -28,7 +27,7 @@ def lines(folder: Path) -> list[dict[str, object]]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Time stands still until a test moves it."""
     now = [100.0]
-    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("twotower.training.recorder.time.perf_counter", lambda: now[0])
     return now
 
 

@@ -13,14 +13,17 @@ from torch import Tensor
 from tests.training.checkerboard import EVENTS, PART, SIZE, checkerboard, run_of
 from twotower.config import Run, Training
 from twotower.data.batches import TrainingBatches
+from twotower.data.held_out import held_out
 from twotower.data.store import Store
 from twotower.errors import DataError
+from twotower.frequency import ExactFrequency
 from twotower.losses import SampledSoftmax
 from twotower.optimisers import RowwiseAdagrad
 from twotower.records import Batch
 from twotower.schema import Id, Number, Vector
 from twotower.towers import Table, TableSettings, Tower, TwoTower
 from twotower.training.loop import fit_once, learning_rate
+from twotower.training.retriever import encode_catalogue, encode_questions
 from twotower.training.step import Model, Stepper
 
 
@@ -59,6 +62,46 @@ def test_a_step_does_not_depend_on_those_before_it() -> None:
         torch.rand(noise)
         losses.append(stepper(batches[0], 5, 1e-30).loss)
     assert losses[0] == losses[1]
+
+
+class Log(ExactFrequency):
+    """Writes down when it is read and when it learns."""
+
+    def log_presence(self, row: Tensor) -> Tensor:
+        CALLS.append("read")
+        return super().log_presence(row)
+
+    def observe(self, item_P: Tensor) -> None:
+        CALLS.append(sorted(item_P.tolist()))
+
+
+CALLS: list[object] = []
+
+
+def test_frequencies_learn_from_a_batch_after_its_counts_are_read() -> None:
+    store = checkerboard()
+    stepper, batches = stepper_of(run_of(store, batch_size=8, parts={"frequency": Log()}), store)
+    CALLS.clear()
+    stepper(batches[0], 1, 1.0)
+    reads = CALLS[:-1]
+    assert len(reads) > 0
+    assert set(map(str, reads)) == {"read"}
+    assert CALLS[-1] == sorted(batches[0].item_P.tolist())
+
+
+def test_vectors_to_be_measured_are_without_dropout() -> None:
+    """And the towers go on training afterwards."""
+    store = checkerboard()
+    towers = TwoTower(dim=4, query=Tower(id_dropout=0.9), item=Tower(widths=(8, 4), dropout=0.5))
+    stepper, _ = stepper_of(run_of(store, towers=towers), store)
+    trained = stepper.model.towers
+    questions = held_out(store, PART, "valid")
+    found = encode_catalogue(trained, store), encode_questions(trained, questions)
+    assert trained.training
+    trained.eval()
+    assert torch.equal(found[0], trained.encode_item(store.item.take(torch.arange(SIZE))))
+    assert torch.equal(found[1], trained.encode_query(store.query.take(questions.query_Q)))
+    assert not found[0].requires_grad
 
 
 # ---------------------------------------------------------------- what is not finite

@@ -96,7 +96,10 @@ def files_at(path: Path, where: str) -> Iterator[File]:
     kind = kind_of(path)
     if kind is None:
         suffix = path.suffix or "(no suffix)"
-        raise DataError(f"{path}: files of kind {suffix!r} can't be read; supported are {SUPPORTED}")
+        raise DataError(
+            f"{path}: files of kind {suffix!r} can't be read; supported are {SUPPORTED}: save lines of text as .csv "
+            "(commas) or .tsv (tabs), with a first line of column names"
+        )
     yield File(path=path, kind=kind)
 
 

@@ -28,6 +28,7 @@ from .suggest import (
     holds_only,
     is_label,
     is_name,
+    is_outcome,
     is_time,
     share_within,
     suggest,
@@ -106,8 +107,16 @@ class InferredSchema:
         ]
         width = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
         lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, width, strict=True)).rstrip() for row in (head, *rows)]
-        said = [f"{report.file}.{report.column}: {warning}" for report in self.columns for warning in report.warnings]
-        return "\n".join([*lines, *(["", *said] if said else []), *(["", *self.warnings] if self.warnings else [])])
+        said: dict[str, list[str]] = {}
+        for report in self.columns:
+            for warning in report.warnings:
+                said.setdefault(f"{report.file}.%s: {warning}", []).append(report.column)
+        return "\n".join([*lines, *([""] if said else []), *(text.replace("%s", _some(columns)) for text, columns in said.items()), *(["", *self.warnings] if self.warnings else [])])
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    """Names for a line of the report."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _cut(text: str, n: int) -> str:
@@ -346,6 +355,12 @@ def _find_roles(
 ) -> tuple[_Roles, list[str]]:
     warnings = _of_header(events)
     columns = list(events.columns.values())
+    warnings += [
+        f"interactions.{column.name}: some are negative: such events (returned, cancelled, disliked) train like the "
+        "others until you take them out"
+        for column in columns
+        if is_outcome(column) and column.low < 0
+    ]
     times = [column for column in columns if is_time(column)]
     time = max(times, key=_time_score, default=None)
     ids = [column for column in columns if _can_be_id(column) and column not in times]
@@ -392,7 +407,12 @@ def _find_roles(
 
 
 def _of_header(events: TableProfile) -> list[str]:
-    """A name that is also a value was probably no name."""
+    """A name that is also a value was probably no name; numbers for names are a first row."""
+    if all(re.fullmatch(r"-?[0-9.]+", name) for name in events.columns):
+        raise DataError(
+            f"interactions: the column names are {', '.join(events.columns)}: that looks like a first row of values, "
+            "expected a first line of names, such as user_id, item_id, time: put one before it"
+        )
     names = [column.name for column in events.columns.values() if has_own_name(column)]
     return [
         f"interactions: the column name {name!r} occurs among the values: is the header line missing?" for name in names
@@ -605,6 +625,10 @@ batch_of = "pairs"
 batch_size = 4096
 epochs = 10.0
 metric = "recall@100"  # what the best state is chosen by, on the validation events
+
+[training.tables]  # how embeddings move
+kind = "RowwiseAdagrad"
+lr = 0.05
 
 [evaluation]
 k = [10, 100]

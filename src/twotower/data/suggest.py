@@ -201,6 +201,11 @@ def is_label(column: ColumnProfile) -> bool:
     )
 
 
+def is_outcome(column: ColumnProfile) -> bool:
+    """Whether its name says what came of an event."""
+    return bool(_OUTCOME_WORDS & set(words_of(column.name)))
+
+
 def holds_only(column: ColumnProfile, values: Sequence[str]) -> bool:
     """Whether no other text form than these occurs."""
     known = hash64(pa.array(values, pa.large_string()))
@@ -233,7 +238,7 @@ def suggest_of_query(column: ColumnProfile, item: ColumnProfile) -> Verdict:
 def suggest_of_item(column: ColumnProfile) -> Verdict:
     """As ``suggest``, but counts of events are only offered: they may include the events that are to be predicted."""
     verdict = suggest(column)
-    if not isinstance(verdict.feature, Number) or not _POPULARITY_WORDS & set(words_of(column.name)):
+    if not isinstance(verdict.feature, Number) or not (_POPULARITY_WORDS | _OUTCOME_WORDS) & set(words_of(column.name)):
         return verdict
     warning = "looks like a count or rate of events: it leaks if events to be predicted are in it"
     return dataclasses.replace(_with_warning(verdict, warning), is_active=False)
@@ -274,9 +279,8 @@ def _leak(
     """Why a column can't be context, None where nothing speaks against it."""
     if label is not None and _tells(label[1], values) > _ALMOST_ALL:
         return f"all but tells {label[0]}: known only after the event"
-    if _OUTCOME_WORDS & set(words_of(column.name)):
-        returned = "; some are negative: returned or cancelled events train like the others until you take them out"
-        return "sounds like an outcome, known only after the event" + (returned if column.low < 0 else "")
+    if is_outcome(column):
+        return "sounds like an outcome, known only after the event"
     if _explained_by(item, values) > 0.8:
         return "mostly follows from the item, so as context it gives the answer away"
     return None

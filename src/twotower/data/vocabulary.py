@@ -174,16 +174,16 @@ class Vocabulary:
         texts: list[str] = self._values.take(pa.array(rows, pa.int64())).to_pylist()
         return texts
 
-    def row(self, value: object) -> int:
+    def row(self, value: object, column: str = "values") -> int:
         """Row of one value, as ``rows`` has it.
 
         Raises:
             DataError: the value has no text form.
         """
         try:
-            return int(self.rows(pa.array([value]))[0])
+            return int(self.rows(pa.array([value]), column)[0])
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
-            raise DataError(f"found {value!r}, expected text, a number or a truth value") from error
+            raise DataError(f"column {column!r}: found {value!r}, expected text, a number or a truth value") from error
 
     def rows(self, values: pa.Array | pa.ChunkedArray, column: str = "values") -> NDArray[np.int64]:
         """Row of each value; -1 for missing, and for unknown ones where there are no buckets.

@@ -25,8 +25,8 @@ from ..records import Batch
 from . import checkpoint
 from .matmul import matmul_precision, probe
 from .memory import estimate
-from .recorder import Recorder
-from .retriever import BEST, LAST, Retriever, encode_catalogue, encode_questions, save_run
+from .recorder import METRICS, Recorder
+from .retriever import BEST, LAST, RUN, Retriever, encode_catalogue, encode_questions, save_run
 from .step import Model, Stepper
 
 
@@ -60,7 +60,7 @@ class Trained:
         """One line for people."""
         chosen = "" if self.best_metric is None else f", {self.metric} {self.best_metric:.4f} on validation"
         again = "" if self.refit_seconds is None else f", refit on all of it in {self.refit_seconds:.1f} s"
-        return f"trained {self.best_epoch:g} epochs in {self.fit_seconds:.1f} s{chosen}{again}: {self.folder}"
+        return f"trained {self.best_epoch:.4g} epochs in {self.fit_seconds:.1f} s{chosen}{again}: {self.folder}"
 
 
 def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
@@ -69,17 +69,13 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
     ``out`` gets run.toml, metrics.jsonl, the checkpoints best/ and last/, and train.json. Ctrl-C leaves both
     checkpoints usable. Raises ConfigError, DataError or ArtifactError for what can't be trained on.
     """
-    store = open_or_ingest(run, quiet=quiet)
     folder = Path(out)
-    if (folder / BEST).exists():
-        raise ArtifactError(f"{folder}: already holds a trained model: choose another folder, or delete it first")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_run(run, store, folder)
+    check_metric_of(run.training)
+    _check_free(folder)
+    store = open_or_ingest(run, quiet=quiet)
     part_E = run.split.assign(store)
-    with (
-        settings_of(run.training) as precision,
-        Recorder(folder, tensorboard=run.training.tensorboard, quiet=quiet) as recorder,
-    ):
+    with settings_of(run.training) as precision, _recorder(run.training, folder, quiet) as recorder:
+        save_run(run, store, folder)
         warning = getattr(run.split, "warning", None)
         memory = estimate(run, store)
         for line in (warning, memory.render(), memory.warning(), f"float32 products: {precision}"):
@@ -104,11 +100,40 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
     return trained
 
 
+def check_metric_of(training: Training) -> None:
+    """Raise ConfigError where ``training.metric`` is none that validation reports."""
+    try:
+        check_metric(training.metric, metric_names([_k_of(training.metric)]))
+    except ConfigError as error:
+        raise ConfigError(f"training.metric: {error}") from error
+
+
+def _check_free(folder: Path) -> None:
+    """A model's folder is new, empty, or of a training that was cut off before its first checkpoint."""
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"{folder}: there is a file, expected a free place for the model's folder")
+    if (folder / BEST).exists():
+        raise ArtifactError(f"{folder}: already holds a trained model: choose another folder, or delete it first")
+    if (folder / RUN).exists() and not (folder / METRICS).exists():
+        raise ArtifactError(
+            f"{folder}: holds a {RUN} that no training wrote and this one would replace: choose another folder"
+        )
+
+
+def _recorder(training: Training, folder: Path, quiet: bool) -> Recorder:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Recorder(folder, tensorboard=training.tensorboard, quiet=quiet)
+    except OSError as error:
+        raise ArtifactError(f"{folder}: the model can't be written there ({error}): choose another folder") from error
+
+
 def open_or_ingest(run: Run, *, quiet: bool = False) -> Store:
     """The run's store, ingested now where there is none. Raises ConfigError where it was made with another schema."""
     if run.data is None:
         raise ConfigError("data: the run names no files: give it a [data] section with interactions")
-    if not Path(run.data.store).exists():
+    is_new = not Path(run.data.store).exists()
+    if is_new:
         report = ingest_run(run)
         if not quiet:
             print(report.render())
@@ -118,6 +143,8 @@ def open_or_ingest(run: Run, *, quiet: bool = False) -> Store:
             f"{run.data.store}: was ingested with another schema than this run's: ingest again with "
             "twotower ingest RUN.toml --overwrite, or set data.store to another folder"
         )
+    if not is_new and not quiet:
+        print(f"store: {store.n_events:,} events as ingested before into {run.data.store}")
     return store
 
 
@@ -197,7 +224,7 @@ class _Loop:
         torch.manual_seed(training.seed)
         self.model = Model(run, store, self.batches.facts()).to(training.device)
         self.stepper = Stepper(self.model, training)
-        check_metric(training.metric, metric_names([_k_of(training.metric)]))
+        check_metric_of(training)
         self.scheduled_steps = max(round(training.epochs * self.batches.steps_per_epoch), 1)
         self.every = max(round(training.validate_every * self.batches.steps_per_epoch), 1)
         self.history: list[dict[str, float]] = []

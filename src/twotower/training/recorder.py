@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..errors import ConfigError
 from .step import StepReport
 
+METRICS = "metrics.jsonl"
 LOG_EVERY_S = 1.0
 """Steps are averaged over this many seconds before they are written."""
 
@@ -27,7 +28,7 @@ class Recorder:
     def __init__(self, folder: Path | None, *, tensorboard: bool = False, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, highlight=False, markup=False, soft_wrap=True)
         self.board: Any = _board(folder) if tensorboard and folder is not None else None
-        self.file = None if folder is None else (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self.file = None if folder is None else (folder / METRICS).open("a", encoding="utf-8")
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True)
         self.task: Any = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,13 +13,15 @@ import torch
 from torch import Tensor
 
 from ..config import Run, dump_run, load_run
+from ..data.arrow import did_you_mean
 from ..data.batches import Histories, id_rows
+from ..data.files import listed
 from ..data.held_out import HeldOut, seen_pairs
 from ..data.store import Store
 from ..errors import ArtifactError, DataError
 from ..evaluation import top_k
 from ..records import Features, Ragged
-from ..schema import History, Schema, table_of
+from ..schema import History, Id, Schema, table_of
 from ..towers import TwoTower
 from . import checkpoint
 from .step import to_device
@@ -82,12 +83,20 @@ class Retriever:
     def open(folder: str | Path, which: str = BEST) -> Retriever:
         """From a folder that ``train`` wrote. Raises ArtifactError when it is missing or damaged."""
         folder = Path(folder)
+        if not folder.is_dir():
+            found = "this is a file" if folder.exists() else "there is no such folder"
+            raise ArtifactError(f"{folder}: {found}, expected the folder of a model that twotower train wrote")
         if not (folder / RUN).exists():
             raise ArtifactError(
                 f"{folder}: holds no trained model (no {RUN}): write one with twotower train RUN.toml --out {folder}"
             )
         run = load_run(folder / RUN)
         assert run.data is not None
+        if not Path(run.data.store).exists():
+            raise ArtifactError(
+                f"{folder}: the store the model was trained on is not at {run.data.store}: move it along with the "
+                f"model, or write its place into {folder / RUN} (data.store)"
+            )
         store = Store.open(run.data.store)
         towers = run.towers
         towers.build(store.schema, store.encoders.table_sizes)
@@ -107,12 +116,14 @@ class Retriever:
         A known id brings its stored attributes and history; columns in the query replace them, and ``history`` (a list
         of item ids, oldest first) replaces the history. Fewer than k come back only where the catalogue has no more.
 
-        Raises DataError for an unknown column, a value of the wrong type, or a query without any known column.
+        Raises DataError for an unknown column, a value of the wrong type, or a query of which nothing is known.
         """
         if k < 1:
             raise DataError(f"k: found {k}, expected at least 1")
-        row = self._query_row(query)
-        features = self._query_features(dict(query), row)
+        given = {column: value for column, value in query.items() if value is not None}
+        self._check_query(given)
+        row = self._query_row(given)
+        features = self._query_features(given, row)
         with torch.no_grad():
             query_1D = self.towers.encode_query(features)
         exclude = self._seen_of(row) if filter_seen else None
@@ -127,12 +138,26 @@ class Retriever:
         names = [n for n in (schema.query_key, schema.interactions.query) if n is not None and n in query]
         if not names or self.store.query_vocabulary is None:
             return -1
-        return self.store.query_vocabulary.row(query[names[0]])
+        try:
+            row = self.store.query_vocabulary.row(query[names[0]], names[0])
+        except DataError as error:
+            raise DataError(f"query: {error}") from error
+        if row < 0 and not any(map(self._tells_of_new, query)):
+            raise DataError(
+                f"query: {names[0]} {query[names[0]]!r} is not known, and nothing else was given that says anything "
+                f"of a new query: give other columns ({listed(self._columns_of_query())}), or an id that has events"
+            )
+        return row
+
+    def _tells_of_new(self, column: str) -> bool:
+        """Whether something was learnt for values of a column that training did not meet."""
+        schema = self.store.schema
+        features = [f for side, _, f in schema.features() if side != "item" and column in feature_columns(f)]
+        return column == "history" or not all(isinstance(f, Id) and _is_exact(f) for f in features)
 
     def _query_features(self, query: dict[str, object], row: int) -> Features:
         schema = self.store.schema
-        history = query.pop("history", None)
-        self._check_columns(query, history is not None)
+        history = query.get("history")
         given = {side: {c: v for c, v in query.items() if c in _columns(schema, side)} for side in ("query", "context")}
         features: Features = {}
         for side in ("query", "context"):
@@ -142,17 +167,21 @@ class Retriever:
             features |= {key: stored[key] for key in _unmentioned(schema, given["query"], stored)}
         return features | self._history_features(history, row)
 
-    def _check_columns(self, query: dict[str, object], has_history: bool) -> None:
+    def _columns_of_query(self) -> list[str]:
         schema = self.store.schema
         known = {*_columns(schema, "query"), *_columns(schema, "context")}
-        known |= {name for name in (schema.query_key, schema.interactions.query) if name is not None}
-        unknown = sorted(set(query) - known)
+        return sorted(known | {name for name in (schema.query_key, schema.interactions.query) if name is not None})
+
+    def _check_query(self, query: dict[str, object]) -> None:
+        known = self._columns_of_query()
+        unknown = sorted(set(query) - {*known, "history"})
         if unknown:
-            near = difflib.get_close_matches(unknown[0], known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise DataError(f"query: {unknown[0]!r} is no column of the query side, which has {sorted(known)}{hint}")
-        if not query and not has_history:
-            raise DataError(f"query: it is empty, expected at least one of {sorted(known)}")
+            raise DataError(
+                f"query: {unknown[0]!r} is no column of the query side, which has {listed(known)}"
+                f"{did_you_mean(unknown[0], known)}"
+            )
+        if not query:
+            raise DataError(f"query: it is empty, expected at least one of {listed(known)}")
 
     def _history_features(self, history: object, row: int) -> Features:
         schema = self.store.schema
@@ -162,7 +191,7 @@ class Retriever:
                 raise DataError("query: history is given, but the schema declares no History feature")
             if not isinstance(history, list):
                 raise DataError(f"query: history is {type(history).__name__}, expected a list of item ids")
-            rows = [self.store.item_vocabulary.row(item) for item in history]
+            rows = [self.store.item_vocabulary.row(item, "history") for item in history]
             return {
                 n: self._mean_of([r for r in rows if r >= 0][-f.k :], table_of("context", n, f)) for n, f in declared
             }
@@ -190,6 +219,11 @@ class Retriever:
 def _all_seen(store: Store) -> Ragged:
     pairs = seen_pairs(store, torch.arange(store.n_events).numpy())
     return Ragged(offset=pairs.offset, value=pairs.item)
+
+
+def _is_exact(feature: Id) -> bool:
+    """Whether ids that training did not meet have a vector that nothing moved."""
+    return feature.min_count == 1 and feature.hash_buckets is None
 
 
 def _columns(schema: Schema, side: str) -> set[str]:
