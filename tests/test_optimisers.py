@@ -101,7 +101,7 @@ def test_a_million_rows_are_never_copied() -> None:
     """A step reads and writes the rows it looked up: no dense gradient, and the table stays where it is."""
     table = Table(1_000_000, 4, TableSettings(init="zeros"))
     optimiser = RowwiseAdagrad()
-    optimiser.allocate(*table.weight.shape, table.weight.device)
+    optimiser.allocate(1_000_000, 4, table.weight.device)
     place, state = table.weight.data_ptr(), optimiser.accumulator_R.data_ptr()
     rows = torch.tensor([7, 999_999, 500, 7])
     (table.look_up(rows) * torch.arange(1.0, 5.0)[:, None]).sum().backward()

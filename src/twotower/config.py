@@ -88,7 +88,7 @@ class Training:
     """Learning rates over the run, after the warm-up: as they are, or down to zero."""
     warmup_steps: int = 0
     clip_norm: float | None = None
-    """Largest norm of the gradient of everything but the tables."""
+    """Largest norm of the gradient of all that is learned, tables included."""
     tile: int = DEFAULT_TILE
     """Score rows held at a time; 64 to 256 suit a CPU cache."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -226,7 +226,7 @@ def _hint_of_kind(message: str, settings: Sequence[str]) -> str:
     """The way out where ``--set negatives.kind=InBatch`` meets settings that the file gave another kind."""
     for setting in settings:
         place, is_kind, kind = setting.partition(".kind=")
-        if is_kind and message.startswith(f"{place}.") and " is not a setting of " in message:
+        if is_kind and message.startswith(f"{place}.") and not message.startswith(f"{place}.kind"):
             return f"; to replace the whole table: --set '{place}={{kind=\"{kind}\"}}'"
     return ""
 

@@ -93,8 +93,8 @@ class StreamingFrequency(Frequency):
     ``patience = inf`` reads as printed in the paper.
 
     With ``warm_up`` (ours; off is the paper's form) the n-th touch of a bucket counts max(alpha, 1 / (n + 1)) instead
-    of alpha: the initial gap and the first gaps are averaged alike. Without it a bucket forgets its initial gap only after
-    some 1/alpha touches, which an item of the tail never gets: on the demo data that costs .04 of tail recall.
+    of alpha: the initial gap and the first gaps are averaged alike. Without it a bucket forgets its initial gap only
+    after some 1/alpha touches, which an item of the tail never gets: on the demo data that costs .04 of tail recall.
 
     A bucket never touched has the gap max(initial_gap, t): not seen in t batches. The first touch is an update like any
     other, with t for its gap. Once settled, an estimate of presence p has the relative standard deviation

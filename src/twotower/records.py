@@ -88,7 +88,8 @@ class Batch:
     item_P: Tensor
     """Item row of each positive."""
     of_P: Tensor
-    """Which of the B queries each positive belongs to, rising; ``arange(B)`` in a batch of pairs."""
+    """Which of the B queries each positive belongs to, rising. In a batch of pairs it is ``arange(B)``, or pairs of one
+    query share its row where nothing about the query depends on the event."""
     weight_P: Tensor
     """Weight of each positive (reward times query weight), float32."""
     known: Ragged

@@ -97,6 +97,7 @@ def test_a_learned_temperature_is_clamped(loss: type[RowLoss]) -> None:
     for log_temperature, clamped in ((-100.0, 0.1), (100.0, 0.9)):
         with torch.no_grad():
             made.log_temperature.fill_(log_temperature)
+        made.constrain()
         assert torch.as_tensor(made.current_temperature()).item() == pytest.approx(clamped)
 
 

@@ -50,7 +50,7 @@ def value(
     query_B1 = torch.ones(n_queries, 1, dtype=torch.float64, requires_grad=True)
     candidates = Candidates(blocks=(block,), positive_log_count_P=log_count_M[item_P])
     encoded = encode(query_B1, lambda rows: item_M1.index_select(0, rows), batch, candidates)
-    found = [float(loss(encoded, tile=tile)[0]) for tile in (None, 1, 8)]
+    found: list[float] = [loss(encoded, tile=tile)[0].item() for tile in (None, 1, 8)]
     assert found == pytest.approx([found[0]] * 3, abs=1e-12)
     return found[0]
 

@@ -154,7 +154,7 @@ def test_a_gradient_that_is_not_a_number(monkeypatch: pytest.MonkeyPatch) -> Non
         return None if found is None else (found[0], found[1] * math.nan)
 
     monkeypatch.setattr(Table, "gradient", spoilt)
-    with pytest.raises(DataError, match=r"the gradient norm is nan at step 4"):
+    with pytest.raises(DataError, match=r"the gradient of table query\.user is not finite at step 4"):
         stepper(batches[0], 4, 1.0)
 
 

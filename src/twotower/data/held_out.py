@@ -51,15 +51,15 @@ class HeldOut:
 def held_out(store: Store, part_E: np.ndarray, part: str, *, filter_seen: bool = True) -> HeldOut:
     """Questions from the events of ``part`` (valid or test).
 
-    What came before is train, and valid too when test is asked. With ``filter_seen`` an item the query met before is no
-    answer (it could not be recommended) and is counted in ``n_repeats``.
+    Events of weight 0 answer nothing. What came before is train, and valid too when test is asked. With ``filter_seen``
+    an item the query met before is no answer (it could not be recommended) and is counted in ``n_repeats``.
 
     Raises DataError where nothing is left to ask.
     """
     if part not in PARTS:
         raise DataError(f"evaluation: there is no part {part!r} of a split, expected one of {sorted(PARTS)}")
     target = PARTS[part]
-    asked = np.flatnonzero(part_E == target)
+    asked = np.flatnonzero((part_E == target) & (store.weight != 0))
     if not len(asked):
         raise DataError(
             f"evaluation: the split has no {part} events: give it a {part} share, or a split column with {part!r}"

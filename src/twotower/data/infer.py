@@ -111,7 +111,14 @@ class InferredSchema:
         for report in self.columns:
             for warning in report.warnings:
                 said.setdefault(f"{report.file}.%s: {warning}", []).append(report.column)
-        return "\n".join([*lines, *([""] if said else []), *(text.replace("%s", _some(columns)) for text, columns in said.items()), *(["", *self.warnings] if self.warnings else [])])
+        return "\n".join(
+            [
+                *lines,
+                *([""] if said else []),
+                *(text.replace("%s", _some(columns)) for text, columns in said.items()),
+                *(["", *self.warnings] if self.warnings else []),
+            ]
+        )
 
 
 def _some(names: list[str], most: int = 4) -> str:

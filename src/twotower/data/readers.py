@@ -186,7 +186,7 @@ def _read_part(part: File | ArrowStream, wanted: Wanted) -> Iterator[Chunk]:
 def _read_file(file: File, wanted: Wanted) -> Iterator[pa.Table]:
     try:
         if file.path.stat().st_size == 0:
-            raise DataError(f"{file}: the file is empty (0 bytes)")
+            raise DataError(f"{file}: the file is empty (0 bytes), expected rows")
     except OSError as error:
         raise DataError(f"{file}: can't be read ({error.strerror})") from error
     return _READERS[file.kind](file, wanted)

@@ -121,7 +121,9 @@ def check_destination(out: Path, overwrite: bool) -> None:
             "choose another place, or remove it yourself"
         )
     if not overwrite:
-        raise ArtifactError(f"{out}: there is a store already: choose another place, or replace it with overwrite (--overwrite)")
+        raise ArtifactError(
+            f"{out}: there is a store already: choose another place, or replace it with overwrite (--overwrite)"
+        )
 
 
 def _files_of_store(folder: Path) -> set[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..scoring import Scores
 from .row_loss import RowLoss
 
@@ -17,6 +20,13 @@ class BinaryCrossEntropy(RowLoss):
 
     temperature: float = 1.0
     negative_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.negative_weight < math.inf:
+            raise ConfigError(
+                f"loss.negative_weight of BinaryCrossEntropy: found {self.negative_weight}, expected 0 or more"
+            )
 
     def rows(self, scores: Scores) -> Tensor:
         """softplus(-p) + negative_weight * mean_j softplus(s_j)"""

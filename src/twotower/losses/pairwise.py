@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..scoring import Scores
 from .row_loss import RowLoss
 
@@ -34,6 +36,11 @@ class Margin(RowLoss):
     per_pair: ClassVar[bool] = True
 
     margin: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.margin < math.inf:
+            raise ConfigError(f"loss.margin of Margin: found {self.margin}, expected 0 or more")
 
     def rows(self, scores: Scores) -> Tensor:
         """relu(margin + s_j - p)"""

@@ -23,6 +23,9 @@ class Loss(Part):
         """Loss of the batch (weighted sum over the total weight) and notes of each positive."""
         raise TypeError(f"{type(self).__name__} defines no forward")
 
+    def constrain(self) -> None:
+        """Bring learned settings back into their range; called after every step."""
+
 
 class RowLoss(Loss):
     """A loss that is a sum over positives, each compared with the candidates of its query.
@@ -30,7 +33,7 @@ class RowLoss(Loss):
     Order of operations: similarity, divided by the temperature, then reduced with weights
     ``log_weight - strength * log_count`` and exclusions inside the reduction. Served scores are uncorrected.
 
-    ``strength`` scales the shape of the counts, not their sum (the mean log count of the shared candidates is kept), so
+    ``strength`` scales the shape of the counts, not their sum (``scoring.corrected_log_count``), so
     that a sweep does not change the odds of positives against negatives.
     """
 
@@ -79,10 +82,14 @@ class RowLoss(Loss):
             self.log_temperature = nn.Parameter(torch.tensor(math.log(self.temperature)))
 
     def current_temperature(self) -> Tensor | float:
-        """The temperature scores are divided by, clamped where it is learned."""
-        if not self.learn_temperature:
-            return self.temperature
-        return self.log_temperature.clamp(math.log(self.min_temperature), math.log(self.max_temperature)).exp()
+        """The temperature scores are divided by."""
+        return self.log_temperature.exp() if self.learn_temperature else self.temperature
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Clamp a learned temperature. Done after a step: a clamp on the way would have no gradient to come back by."""
+        if self.learn_temperature:
+            self.log_temperature.clamp_(math.log(self.min_temperature), math.log(self.max_temperature))
 
     def prepare(self, encoded: Encoded) -> tuple[Tensor, dict[str, Tensor]]:
         """Query vectors over the temperature, and each positive's score."""

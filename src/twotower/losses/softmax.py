@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Self
 
 import torch
@@ -97,6 +98,11 @@ class BilateralSoftmax(LogSumExpRowLoss):
 
     temperature: float = 0.1
     exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.exponent < math.inf:
+            raise ConfigError(f"loss.exponent of BilateralSoftmax: found {self.exponent}, expected a positive number")
 
     def finish(self, log_sum_p: Tensor, scores: Scores) -> Tensor:
         """exponent * z - p"""

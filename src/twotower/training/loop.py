@@ -22,12 +22,16 @@ from ..evaluation import Evaluation as EvaluationResult
 from ..evaluation import check_metric, metric_names
 from ..evaluation import evaluate as evaluate_vectors
 from ..records import Batch
+from ..schema import Id
 from . import checkpoint
 from .matmul import matmul_precision, probe
 from .memory import estimate
 from .recorder import METRICS, Recorder
 from .retriever import BEST, LAST, RUN, Retriever, encode_catalogue, encode_questions, save_run
 from .step import Model, Stepper
+
+NOTABLY_NEW = 0.1
+"""Share of held-out queries without a training event from which that is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,7 @@ class Fit:
     steps: int
     epochs: float
     seconds: float
-    """Wall time of steps alone; validation and checkpoints are not in it."""
+    """Wall time of batches and steps; validation and checkpoints are not in it."""
     best_epoch: float
     best_metric: float | None
     history: tuple[dict[str, float], ...]
@@ -78,7 +82,8 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
         save_run(run, store, folder)
         warning = getattr(run.split, "warning", None)
         memory = estimate(run, store)
-        for line in (warning, memory.render(), memory.warning(), f"float32 products: {precision}"):
+        new = _new_queries(store, part_E)
+        for line in (warning, new, memory.render(), memory.warning(), f"float32 products: {precision}"):
             if line:
                 recorder.say(line)
         fit = first = fit_once(run, store, part_E, recorder=recorder, folder=folder)
@@ -112,12 +117,27 @@ def _check_free(folder: Path) -> None:
     """A model's folder is new, empty, or of a training that was cut off before its first checkpoint."""
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder}: there is a file, expected a free place for the model's folder")
-    if (folder / BEST).exists():
+    if (folder / BEST).exists() or (folder / f"{BEST}.old").exists():
         raise ArtifactError(f"{folder}: already holds a trained model: choose another folder, or delete it first")
     if (folder / RUN).exists() and not (folder / METRICS).exists():
         raise ArtifactError(
             f"{folder}: holds a {RUN} that no training wrote and this one would replace: choose another folder"
         )
+
+
+def _new_queries(store: Store, part_E: np.ndarray) -> str | None:
+    """What to know where many held-out queries are new and their ids are features."""
+    if not any(isinstance(feature, Id) for feature in store.schema.query.values()):
+        return None
+    trained = np.unique(store.query_row[part_E == PARTS["train"]])
+    held = np.unique(store.query_row[(part_E == PARTS["valid"]) | (part_E == PARTS["test"])])
+    new = int((~np.isin(held, trained)).sum())
+    if new < NOTABLY_NEW * len(held):
+        return None
+    return (
+        f"{new:,} of {len(held):,} held-out queries have no training event: their ids tell nothing of them, only other "
+        "features do"
+    )
 
 
 def _recorder(training: Training, folder: Path, quiet: bool) -> Recorder:
@@ -238,15 +258,18 @@ class _Loop:
         stop = min(max(round(epochs * self.batches.steps_per_epoch), 1), self.scheduled_steps)
         self.recorder.begin("train" if self.questions is not None else "train on all", stop)
         self.model.train()
-        step = 0
+        step, started = 0, time.perf_counter()
         try:
             for step, batch in enumerate(self._stream(stop), start=1):
                 self._step(step, batch)
                 if self.questions is not None and (step % self.every == 0 or step == stop):
+                    self.seconds += time.perf_counter() - started
                     with self.recorder.paused():
                         ended = self._validate(step)
+                    started = time.perf_counter()
                     if ended:
                         break
+            self.seconds += time.perf_counter() - started
         except KeyboardInterrupt:
             self._save(step, only_last=self.folder is not None and (self.folder / BEST).exists())
             self.recorder.say(f"interrupted at step {step}: the model so far is in {self.folder}")
@@ -275,10 +298,8 @@ class _Loop:
             epoch += 1
 
     def _step(self, step: int, batch: Batch) -> None:
-        started = time.perf_counter()
         rate = learning_rate(self.run.training, step - 1, self.scheduled_steps)
         report = self.stepper(batch, step, rate)
-        self.seconds += time.perf_counter() - started
         temperature = getattr(self.model.loss, "current_temperature", lambda: None)()
         if isinstance(temperature, torch.Tensor):
             temperature = temperature.item()
@@ -295,7 +316,7 @@ class _Loop:
         value = result.metric(metric)
         self.history.append({"epoch": self._epoch(step), metric: value})
         self.recorder.write("valid", step, self._epoch(step), {metric: value})
-        better = self.best_metric is None or value > self.best_metric
+        better = self.best_metric is None or math.isnan(self.best_metric) or value > self.best_metric
         self.recorder.say(
             f"epoch {self._epoch(step):.4g}: {metric} {value:.4f} on validation{' (best)' if better else ''}"
         )

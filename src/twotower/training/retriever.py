@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import Run, dump_run, load_run
 from ..data.arrow import did_you_mean
-from ..data.batches import Histories, id_rows
+from ..data.batches import Histories, id_rows, mean_of
 from ..data.files import listed
 from ..data.held_out import HeldOut, seen_pairs
 from ..data.store import Store
@@ -145,7 +145,7 @@ class Retriever:
         if row < 0 and not any(map(self._tells_of_new, query)):
             raise DataError(
                 f"query: {names[0]} {query[names[0]]!r} is not known, and nothing else was given that says anything "
-                f"of a new query: give other columns ({listed(self._columns_of_query())}), or an id that has events"
+                f"of a new query: give other columns ({listed(self._columns_of_query(), most=10)}), or an id that has events"
             )
         return row
 
@@ -177,11 +177,11 @@ class Retriever:
         unknown = sorted(set(query) - {*known, "history"})
         if unknown:
             raise DataError(
-                f"query: {unknown[0]!r} is no column of the query side, which has {listed(known)}"
+                f"query: {unknown[0]!r} is no column of the query side, which has {listed(known, most=10)}"
                 f"{did_you_mean(unknown[0], known)}"
             )
         if not query:
-            raise DataError(f"query: it is empty, expected at least one of {listed(known)}")
+            raise DataError(f"query: it is empty, expected at least one of {listed(known, most=10)}")
 
     def _history_features(self, history: object, row: int) -> Features:
         schema = self.store.schema
@@ -193,7 +193,7 @@ class Retriever:
                 raise DataError(f"query: history is {type(history).__name__}, expected a list of item ids")
             rows = [self.store.item_vocabulary.row(item, "history") for item in history]
             return {
-                n: self._mean_of([r for r in rows if r >= 0][-f.k :], table_of("context", n, f)) for n, f in declared
+                n: self._one_list([r for r in rows if r >= 0][-f.k :], table_of("context", n, f)) for n, f in declared
             }
         if not declared:
             return {}
@@ -201,11 +201,9 @@ class Retriever:
             self._histories = Histories(self.store, torch.arange(self.store.n_events).numpy())
         return self._histories.before(torch.tensor([row]), None)
 
-    def _mean_of(self, rows: list[int], table: str | None) -> Ragged:
+    def _one_list(self, rows: list[int], table: str | None) -> Ragged:
         value = id_rows(self.store, table).index_select(0, torch.tensor(rows, dtype=torch.int64))
-        return Ragged(
-            offset=torch.tensor([0, len(rows)]), value=value, weight=torch.full((len(rows),), 1.0 / max(len(rows), 1))
-        )
+        return mean_of(Ragged(offset=torch.tensor([0, len(rows)]), value=value))
 
     def _seen_of(self, row: int) -> Ragged | None:
         """Items a query has any event with, and its own item where queries are items."""

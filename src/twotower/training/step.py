@@ -42,11 +42,13 @@ class CurrentModel:
         self.query_BD = query_BD.detach()
 
     def items(self, row: Tensor) -> Tensor:
-        """[...] item rows -> [..., D], encoded now, without gradient."""
+        """[...] item rows -> [..., D], encoded now, without gradient or dropout."""
+        self._model.towers.eval()
         with torch.no_grad():
             distinct, at = row.flatten().unique(return_inverse=True)
             vectors = self._model.items(distinct)
-            return vectors.index_select(0, at).view(*row.shape, -1)
+        self._model.towers.train()
+        return vectors.index_select(0, at).view(*row.shape, -1)
 
     def log_presence(self, row: Tensor) -> Tensor:
         """log P(item is in the global batch), as known before this batch."""
@@ -105,7 +107,7 @@ class Stepper:
         """
         model, seed = self.model, self.training.seed * 1_000_003 + step
         torch.manual_seed(seed)  # dropout
-        rng = torch.Generator(self.device).manual_seed(seed)
+        rng = torch.Generator(self.device).manual_seed(~seed)  # negatives: another stream
         if self.device.type != "cpu":
             batch = batch.to(self.device)
         query_BD = model.towers.encode_query(batch.query)
@@ -135,6 +137,7 @@ class Stepper:
 
     def _move(self, step: int, rate: float) -> None:
         tables = [(table, optimiser, table.gradient()) for table, optimiser in self.model.tables()]
+        self._check_finite(tables, step)
         scale = self._clip([g for *_, found in tables if found is not None for g in [found[1]]], step)
         for table, optimiser, found in tables:
             if found is not None:
@@ -147,6 +150,19 @@ class Stepper:
                 group["lr"] = self.base_lr * rate
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
+        self.model.loss.constrain()
+
+    def _check_finite(self, tables: list[tuple[Table, RowOptimiser, tuple[Tensor, Tensor] | None]], step: int) -> None:
+        """A gradient that is not finite stops training before it moves anything."""
+        names = [f"table {name.strip('/').replace('/', '.')}" for name in self.model.towers.weights]
+        named = [(name, found[1]) for name, (*_, found) in zip(names, tables, strict=True) if found is not None]
+        named += [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
+        for name, gradient in named:
+            if not torch.isfinite(gradient.sum()):
+                raise DataError(
+                    f"training: the gradient of {name} is not finite at step {step}: lower the learning rate, "
+                    "raise the temperature, or check the input"
+                )
 
     def _clip(self, of_tables: list[Tensor], step: int) -> float:
         """Scales dense gradients in place to the clipped norm; returns the scale for those of tables."""
@@ -155,10 +171,6 @@ class Stepper:
         if limit is None:
             return 1.0
         norm = torch.stack([g.norm() for g in (*of_tables, *of_dense)]).norm().item() if of_tables or of_dense else 0.0
-        if norm != norm or norm == float("inf"):
-            raise DataError(
-                f"training: the gradient norm is {norm} at step {step}: lower the learning rate or check the input"
-            )
         scale = min(1.0, limit / max(norm, 1e-12))
         if scale < 1:
             for gradient in of_dense:
