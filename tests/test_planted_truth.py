@@ -37,14 +37,14 @@ dim = 16
 
 [negatives]
 kind = "Mixture"
-parts = [{ kind = "InBatch" }, { kind = "Uniform", n = 16 }]
+parts = [{ kind = "InBatch" }, { kind = "Uniform", n = 32 }]
 
 [loss]
 kind = "SampledSoftmax"
 temperature = 0.2
 
 [training]
-batch_size = 64
+batch_size = 32
 epochs = 40.0
 metric = "recall@10"
 threads = 1

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from .data.batches import check_batches
 from .data.ingest import IngestReport, ingest
 from .data.splits import GivenSplit, LeaveLastOut, QuerySplit, Split, TimeSplit
 from .errors import ConfigError, TwoTowerError
@@ -165,6 +166,7 @@ class Run:
     def __post_init__(self) -> None:
         _check_correction(self)
         _check_split(self)
+        check_batches(self.schema, self.training.batch_of)
         _require(
             self.training.query_weight == 0 or self.schema.interactions.query is not None,
             f"training.query_weight: found {self.training.query_weight}, but schema.interactions.query names no "

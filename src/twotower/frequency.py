@@ -27,7 +27,7 @@ class Frequency(Part):
 
     def log_presence(self, row: Tensor) -> Tensor:
         """Item rows of any shape -> float32 of that shape, at most 0."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} defines no log_presence")
 
     def observe(self, item_P: Tensor) -> None:
         """Learn from the positives of one global batch; called once a batch, after its counts were read."""

@@ -26,6 +26,12 @@ def _check_betas(name: str, beta1: float, beta2: float) -> None:
     _require(0 <= beta2 < 1, name, "beta2", beta2, "0 up to but not 1")
 
 
+def mean_square(gradient_UD: Tensor) -> Tensor:
+    """[U] mean(g^2) of each row, through the norm: one pass, nothing held."""
+    norm_U: Tensor = torch.linalg.vector_norm(gradient_UD, dim=1)
+    return norm_U.square_().div_(gradient_UD.shape[1])
+
+
 class RowOptimiser(Part):
     """State of one embedding table, and the step for the rows a batch touched."""
 
@@ -69,8 +75,7 @@ class RowwiseAdagrad(RowOptimiser):
 
     def step(self, weight_RD: Tensor, rows_U: Tensor, gradient_UD: Tensor, rate: float) -> None:
         """w -= lr g / (sqrt(a) + eps)"""
-        square_U = torch.linalg.vecdot(gradient_UD, gradient_UD).div_(gradient_UD.shape[1])
-        accumulator_U = self.accumulator_R.index_select(0, rows_U).add_(square_U)
+        accumulator_U = self.accumulator_R.index_select(0, rows_U).add_(mean_square(gradient_UD))
         self.accumulator_R.index_copy_(0, rows_U, accumulator_U)
         scale_U = accumulator_U.sqrt_().add_(self.eps).reciprocal_().mul_(-self.lr * rate)
         weight_RD.index_add_(0, rows_U, gradient_UD * scale_U[:, None])
@@ -109,7 +114,7 @@ class RowwiseAdam(RowOptimiser):
         """w -= lr m' / (sqrt(v') + eps)"""
         steps_U = self.steps_R.index_select(0, rows_U).add_(1)
         second_U = self.second_R.index_select(0, rows_U)
-        second_U.lerp_(torch.linalg.vecdot(gradient_UD, gradient_UD).div_(gradient_UD.shape[1]), 1 - self.beta2)
+        second_U.lerp_(mean_square(gradient_UD), 1 - self.beta2)
         self.steps_R.index_copy_(0, rows_U, steps_U)
         self.second_R.index_copy_(0, rows_U, second_U)
         first_UD = gradient_UD

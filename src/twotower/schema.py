@@ -260,11 +260,13 @@ class Schema:
         for table, members in users.items():
             (first_name, first), *rest = members
             for name, feature in rest:
+                ours, theirs = _vocabulary_settings(first), _vocabulary_settings(feature)
+                differing = [setting for setting in ours if theirs.get(setting) != ours[setting]]
                 _require(
-                    _vocabulary_settings(feature) == _vocabulary_settings(first),
-                    f"schema: {first_name} and {name} share the table {table!r} but make its rows differently "
-                    f"({_vocabulary_settings(first)} and {_vocabulary_settings(feature)}): "
-                    "give them equal settings or two tables",
+                    ours == theirs,
+                    f"schema: {first_name} and {name} share the table {table!r} but make its rows differently ("
+                    + ", ".join(f"{setting} is {ours[setting]} and {theirs.get(setting)}" for setting in differing)
+                    + "): give them equal settings or two tables",
                 )
         for name, feature in self.context.items():
             if isinstance(feature, (History, Seed)):

@@ -110,7 +110,8 @@ class _PairDot(torch.autograd.Function):
 
 def _starts(rising: Tensor, n: int) -> Tensor:
     """[n] where each of 0 .. n-1 begins in a rising list of them."""
-    return torch.searchsorted(rising, torch.arange(n, device=rising.device))
+    count = rising.bincount(minlength=n)
+    return count.cumsum(0) - count
 
 
 def _merge(blocks: Sequence[Block], like: Tensor) -> tuple[Block, Tensor | None]:
@@ -457,13 +458,18 @@ class _Tiled(torch.autograd.Function):
         places = len(lines) * (gradient.n_columns + gradient.n_own)
         notes["loss"], notes["alive"] = loss_P, alive_P
         notes["excluded_share"] = torch.tensor(gradient.n_excluded / max(places, 1))
+        ctx.has_own = gradient.n_own > 0
         ctx.save_for_backward(*gradient.all())
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        return (None,) * 6 + tuple(saved * outer[0] for saved in ctx.saved_tensors)
+        scaled = ctx.saved_tensors
+        if outer[0] != 1:
+            scaled = tuple(saved * outer[0] for saved in scaled)
+        query, column, table, *rest = scaled
+        return (None,) * 6 + (query, column, table if ctx.has_own else None, *rest)
 
 
 class _Gradients:
@@ -485,7 +491,7 @@ class _Gradients:
         self.query_low, self.column_low = self._low(query_LD), self._low(column_ND)
         self.n_columns, self.n_own = len(column_ND), lines.slot_LK.shape[1]
         self.of_query, self.of_column = torch.zeros_like(query_LD), torch.zeros_like(column_ND)
-        self.of_table = torch.zeros_like(table_TD)
+        self.of_table = torch.zeros_like(table_TD if self.n_own else table_TD[:0])
         self.of_row = {name: torch.zeros_like(value) for name, value in row.items()}
         self.of_parameter = [torch.zeros_like(p) for p in parameters]
         self.buffer: Tensor | None = None

@@ -646,7 +646,7 @@ def test_live_ids_of_the_side_are_no_mistake() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"categori": "a"}, "context 1: unknown column 'categori'; did you mean 'category'?"),
+        ({"categori": "a"}, "context 1: unknown column 'categori', expected some of .*; did you mean 'category'?"),
         ({"size": "large"}, "context.size: column 'size': found string, expected numbers"),
         ({"size": object()}, "context.size: column 'size': "),
         ({"vector": [1.0]}, "context.vector: column 'vector': row 1 holds 1 numbers"),

@@ -214,7 +214,7 @@ BAD: dict[str, tuple[str, bytes | str, str]] = {
     "missing column": (
         "a.csv",
         "usr,item\na,1\n",
-        r"there is no column 'user'.*did you mean 'usr'.*the columns are 'usr', 'item'",
+        r"there is no column 'user'; the columns are 'usr', 'item'; did you mean 'usr'\?",
     ),
     "column twice": ("a.csv", "user,item,user\na,1,2\n", r"a\.csv: column 'user' is there twice"),
     "gzip cut short": (
@@ -307,7 +307,7 @@ def test_text_in_a_binary_file_must_be_utf8() -> None:
 def test_frame_that_arrow_can_not_take() -> None:
     with pytest.raises(DataError, match=r"interactions \(pandas frame\): can't be turned into Arrow columns .*user"):
         read(pd.DataFrame({"user": [1, "a"]}))
-    with pytest.raises(DataError, match="there is no column 'user'; did you mean 'users'"):
+    with pytest.raises(DataError, match="there is no column 'user'; the columns are 'users'; did you mean 'users'"):
         read(pd.DataFrame({"users": [1, 2]}), columns=["user"])
 
 
@@ -335,7 +335,9 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
 
 def test_second_file_without_the_column_is_named(tmp_path: Path) -> None:
     paths = [write(tmp_path, "a.csv", "user,item\na,1\n"), write(tmp_path, "b.csv", "user,itm\nb,2\n")]
-    with pytest.raises(DataError, match=r"b\.csv: there is no column 'item'; did you mean 'itm'"):
+    with pytest.raises(
+        DataError, match=r"b\.csv: there is no column 'item'; the columns are 'user', 'itm'; did you mean 'itm'"
+    ):
         read(paths, columns=["user", "item"])
 
 

@@ -90,11 +90,8 @@ class Histories:
         self.offset = torch.zeros(1, dtype=torch.int64)
         if not self.features:
             return
-        if store.time_us is None:
-            name = self.features[0][0]
-            raise ConfigError(
-                f"schema.context.{name}: a History needs the time of events, but interactions.time is not set"
-            )
+        _check_histories(store.schema)
+        assert store.time_us is not None
         query, time_us = np.asarray(store.query_row[events]), np.asarray(store.time_us[events])
         order = np.lexsort((time_us, query))
         query, self.time_us = query[order].astype(np.int64), time_us[order]
@@ -153,6 +150,25 @@ def varies_within_query(schema: Schema) -> bool:
     return bool(schema.context) or schema.interactions.query is None
 
 
+def check_batches(schema: Schema, batch_of: BatchOf) -> None:
+    """Raise ConfigError where a schema has no such batches; a run asks before its files are read."""
+    _check_histories(schema)
+    if batch_of == "queries" and varies_within_query(schema):
+        raise ConfigError(
+            "training.batch_of: 'queries' batches whole queries, but this schema has context features (or no "
+            "query id), which differ from event to event: use batch_of = 'pairs'"
+        )
+
+
+def _check_histories(schema: Schema) -> None:
+    history = next((name for name, feature in schema.context.items() if isinstance(feature, History)), None)
+    if history is not None and schema.interactions.time is None:
+        raise ConfigError(
+            f"schema.context.{history}: a History needs the time of events, but interactions.time is not set: "
+            "name the column of the time, or leave the History out"
+        )
+
+
 class TrainingBatches:
     """The training events of a store, shuffled anew every epoch by (seed, epoch)."""
 
@@ -187,11 +203,7 @@ class TrainingBatches:
         self.trained_Q = count_Q.nonzero()[:, 0]
         self.query_weight_Q = count_Q.clamp(min=1).float() ** query_weight
         self.varies = varies_within_query(store.schema)
-        if batch_of == "queries" and self.varies:
-            raise ConfigError(
-                "training.batch_of: 'queries' batches whole queries, but this schema has context features (or no "
-                "query id), which differ from event to event: use batch_of = 'pairs'"
-            )
+        check_batches(store.schema, batch_of)
 
     def _with_self(self, query: np.ndarray, item: np.ndarray, weight: np.ndarray, time_us: np.ndarray | None) -> Pairs:
         """What is never a negative: known positives, and the query's own item where queries are items."""

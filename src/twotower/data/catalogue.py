@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..schema import Feature, Schema
-from .arrow import is_list, list_lengths, mask_of
-from .files import require_columns
+from .arrow import did_you_mean, is_list, list_lengths, mask_of
+from .files import listed
 from .raw_columns import column_groups
 from .readers import Chunk, Source, chunks, column_names
 from .report import NO_KEY, REPEATED_KEY, Tally
@@ -51,7 +51,12 @@ class Side:
         elsewhere = [group for group in groups if not any(c in in_file or c in ids for c in group)]
         self._first = {group: _FirstRows() for group in elsewhere}
         if source is not None:
-            require_columns([str(self.key)], in_file, self.tally.name)
+            if self.key not in in_file:
+                raise DataError(
+                    f"{self.tally.name}: there is no column {self.key!r} for the ids of the interactions to point to; "
+                    f"the columns are {listed(in_file)}{did_you_mean(str(self.key), in_file)}; name the one of the ids "
+                    f"as schema.{name}_key"
+                )
             self._read_keys()
 
     @property

@@ -213,8 +213,8 @@ class Encoders:
             unknown = [key for key in row if key not in known]
             if unknown:
                 raise DataError(
-                    f"{side} {at}: unknown column {unknown[0]!r}{did_you_mean(unknown[0], known)}; "
-                    f"expected some of {', '.join(sorted(known))}"
+                    f"{side} {at}: unknown column {unknown[0]!r}, expected some of {', '.join(sorted(known))}"
+                    f"{did_you_mean(unknown[0], known)}"
                 )
 
     def _history(self, side: str, name: str, feature: History, array: pa.Array) -> RaggedArray:

@@ -69,7 +69,7 @@ def require_columns(columns: Sequence[str], names: Sequence[str], file: str) -> 
     for column in columns:
         if column not in names:
             near = did_you_mean(column, names)
-            raise DataError(f"{file}: there is no column {column!r}{near}; the columns are {listed(names)}")
+            raise DataError(f"{file}: there is no column {column!r}; the columns are {listed(names)}{near}")
 
 
 def listed(names: Sequence[str], most: int = 30) -> str:

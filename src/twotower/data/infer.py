@@ -40,6 +40,11 @@ from .suggest import (
 
 _DIM = 64
 """Width of the tables in the run that is written."""
+_BATCH = (64, 4096)
+"""Least and largest batch of that run; between them it has ``_STEPS`` batches an epoch or more."""
+_STEPS = 20
+_FEW_ITEMS = 1_000
+"""Items below which its metric looks at 10 of them, not at 100."""
 
 _ITEM_WORDS = {
     *("item", "product", "movie", "film", "video", "track", "song", "book", "article", "business", "listing", "sku"),
@@ -244,7 +249,9 @@ def init(
 
 def _check_out(out: Path) -> None:
     if out.exists():
-        raise ConfigError(f"{out}: there is a file already, and a run that was edited is not overwritten: name another")
+        raise ConfigError(
+            f"{out}: there is a file already, and a run that was edited is not overwritten: choose another with --out"
+        )
     if not out.parent.is_dir():
         raise ConfigError(f"{out}: there is no folder {out.parent}: make it first")
 
@@ -310,7 +317,7 @@ def _infer(
         schema=_schema(roles, found),
         columns=draft.reports,
         warnings=tuple(warnings),
-        toml=_toml(roles, found, warnings, paths),
+        toml=_toml(roles, found, warnings, paths) + _settings(events, roles),
     )
 
 
@@ -629,9 +636,9 @@ correction = "negatives"
 
 [training]
 batch_of = "pairs"
-batch_size = 4096
+batch_size = {batch_size}
 epochs = 10.0
-metric = "recall@100"  # what the best state is chosen by, on the validation events
+metric = "recall@{k}"  # what the best state is chosen by, on the validation events
 
 [training.tables]  # how embeddings move
 kind = "RowwiseAdagrad"
@@ -657,7 +664,15 @@ def _toml(roles: _Roles, found: list[_Suggestion], warnings: list[str], paths: _
         *_split_lines(roles),
         "",
     ]
-    return "\n".join(lines) + _SETTINGS.format(dim=_DIM)
+    return "\n".join(lines)
+
+
+def _settings(events: TableProfile, roles: _Roles) -> str:
+    """Settings that fit the size of the data."""
+    least, most = _BATCH
+    batch_size = min(max(1 << max(events.n // _STEPS, 1).bit_length() - 1, least), most)
+    k = 10 if events.columns[roles.item].n_distinct < _FEW_ITEMS else 100
+    return _SETTINGS.format(dim=_DIM, batch_size=batch_size, k=k)
 
 
 def _data_lines(paths: _Paths) -> list[str]:

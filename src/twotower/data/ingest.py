@@ -40,7 +40,7 @@ from .events import Events, Group, Kept
 from .order import BLOCK_EVENTS, Order, in_order, taken
 from .raw_columns import column_types
 from .readers import Source, chunks, naming, reads_once
-from .report import DUPLICATE, EXAMPLES, GroupReport, IngestReport, Tally, render_groups
+from .report import DUPLICATE, EXAMPLES, GroupReport, IngestReport, Tally, why_left_out
 from .staging import Staging
 from .store import encode_schema, write_manifest
 
@@ -191,7 +191,7 @@ class _Ingest:
             n_kept += len(kept.table)
             self._say("reading events", n_kept)
         if not n_kept:
-            raise DataError("no event can be used:\n" + "\n".join(render_groups(self._groups())))
+            raise DataError(f"no event can be used: {'; '.join(why_left_out(self._groups()))}")
         for side in (self._query, self._item):
             side.close_events()
             self._fit_side(fit, side)

@@ -135,10 +135,24 @@ def read_lists(file: File, wanted: Wanted) -> Iterator[pa.Table]:
         )
     names = list(wanted.list_columns)
     columns = wanted.of(names, str(file))
-    for block, _ in _line_blocks(file):
+    for block, line in _line_blocks(file):
         tokens = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(pa.array(block.split("\n"), pa.large_string())))
         tokens = tokens.filter(pc.greater(pc.binary_length(pc.list_element(tokens, 0)), 0))
+        if line == 1:
+            _refuse_table(tokens, file)
         yield pa.table(dict(zip(names, _pairs(tokens), strict=True))).select(columns)
+
+
+def _refuse_table(tokens: pa.Array, file: File) -> None:
+    """Lines such as ``user item rating`` would pass for lists: all of one length, and several for a query."""
+    length = pc.unique(pc.list_value_length(tokens)).to_pylist()
+    if len(length) != 1 or length[0] < 3 or 2 * len(pc.unique(pc.list_element(tokens, 0))) > len(tokens):
+        return
+    raise DataError(
+        f"{file}: every line has {length[0]} fields and many begin alike, such as {' '.join(tokens[0].as_py())!r}: "
+        "it looks like a table, but a .txt file is read as lines of `query item item ...`: save it as .tsv, with a "
+        "first line of column names"
+    )
 
 
 def _pairs(tokens: pa.Array) -> tuple[pa.Array, pa.Array]:

@@ -180,7 +180,7 @@ def _read_part(part: File | ArrowStream, wanted: Wanted) -> Iterator[Chunk]:
         yield Chunk(table=table, file=file, first_row=row)
         row += len(table)
     if row == 1 and not (isinstance(part, File) and part.may_be_empty):
-        raise DataError(f"{file}: there are no rows")
+        raise DataError(f"{file}: there are no rows, expected at least one")
 
 
 def _read_file(file: File, wanted: Wanted) -> Iterator[pa.Table]:

@@ -69,7 +69,7 @@ class IngestReport:
         lines += [f"events       {self.n_events:,}"]
         lines += [f"queries      {self.n_queries:,} ({self.queries_with_events:,} with events)"]
         lines += [f"items        {self.n_items:,} ({self.items_with_events:,} with events)", ""]
-        lines += render_groups(self.groups)
+        lines += _render_groups(self.groups)
         missing = [[name, f"{n:,}", f"{n / max(of, 1):.1%}"] for name, (n, of) in self.missing.items() if n]
         if missing:
             lines += ["", *_aligned([["without a value", "rows", "share"], *missing])]
@@ -86,7 +86,16 @@ class IngestReport:
         return "\n".join(lines)
 
 
-def render_groups(groups: Sequence[GroupReport]) -> list[str]:
+def why_left_out(groups: Sequence[GroupReport]) -> list[str]:
+    """What was left out of each group, by cause, with a row of it."""
+    return [
+        f"{n:,} of {group.read:,} rows of {group.name} are left out: {cause}, such as {group.examples[cause][0]}"
+        for group in groups
+        for cause, n in group.left_out.items()
+    ]
+
+
+def _render_groups(groups: Sequence[GroupReport]) -> list[str]:
     """Lines of a table: what was read, kept and left out, with examples below."""
     table = [["", "read", "kept", "left out"]]
     for group in groups:

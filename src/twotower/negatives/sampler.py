@@ -42,14 +42,14 @@ class Sampler(Part):
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         """Candidates of one global batch, not yet counted. The same generator state gives the same rows."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} defines no draw")
 
     def log_count(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
         """log E[summed weight] of any catalogue rows, in the shape of ``row``: -inf for what is never drawn.
 
         A law of each query's own gives [B, N] for [N] rows.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no density to count by")
 
     def observe(self, blocks: tuple[Block, ...], encoded: Encoded, look: Look) -> Tensor | None:
         """Learn from a finished step, once a global batch, with its own blocks; may return a loss of its own."""

@@ -206,5 +206,5 @@ class _UnitLength(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> Tensor:
         y_nD, inverse_n1 = ctx.saved_tensors
-        along_n1 = torch.linalg.vecdot(y_nD, outer[0], dim=1)[:, None]
+        along_n1 = torch.einsum("nd,nd->n", y_nD, outer[0])[:, None]
         return torch.addcmul(outer[0], y_nD, along_n1, value=-1).mul_(inverse_n1)

@@ -104,8 +104,9 @@ def read_state(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: damaged ({error}): train again, or use another checkpoint") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else None
         raise ArtifactError(
-            f"{path}: format {state.get('format') if isinstance(state, dict) else None!r}, this version reads {FORMAT}"
+            f"{path}: format {found!r}, this version reads {FORMAT}: train again, or use the version that wrote it"
         )
     return state
 

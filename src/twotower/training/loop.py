@@ -83,7 +83,8 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
         warning = getattr(run.split, "warning", None)
         memory = estimate(run, store)
         new = _new_queries(store, part_E)
-        for line in (warning, new, memory.render(), memory.warning(), f"float32 products: {precision}"):
+        short = _catalogue_is_short(run.training, store)
+        for line in (warning, new, short, memory.render(), memory.warning(), f"float32 products: {precision}"):
             if line:
                 recorder.say(line)
         fit = first = fit_once(run, store, part_E, recorder=recorder, folder=folder)
@@ -137,6 +138,16 @@ def _new_queries(store: Store, part_E: np.ndarray) -> str | None:
     return (
         f"{new:,} of {len(held):,} held-out queries have no training event: their ids tell nothing of them, only other "
         "features do"
+    )
+
+
+def _catalogue_is_short(training: Training, store: Store) -> str | None:
+    """What to know where the metric looks at the whole catalogue."""
+    if _k_of(training.metric) < store.n_items:
+        return None
+    return (
+        f"training.metric: {training.metric} looks at {_k_of(training.metric)} of {store.n_items} items, so no "
+        "state is better than another: choose a shorter list, such as recall@10"
     )
 
 

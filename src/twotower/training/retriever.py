@@ -143,9 +143,10 @@ class Retriever:
         except DataError as error:
             raise DataError(f"query: {error}") from error
         if row < 0 and not any(map(self._tells_of_new, query)):
+            others = listed(self._columns_of_query(), most=10)
             raise DataError(
                 f"query: {names[0]} {query[names[0]]!r} is not known, and nothing else was given that says anything "
-                f"of a new query: give other columns ({listed(self._columns_of_query(), most=10)}), or an id that has events"
+                f"of a new query: give other columns ({others}), or an id that has events"
             )
         return row
 
@@ -188,7 +189,7 @@ class Retriever:
         declared = [(n, f) for n, f in schema.context.items() if isinstance(f, History)]
         if history is not None:
             if not declared:
-                raise DataError("query: history is given, but the schema declares no History feature")
+                raise DataError("query: history is given, but the schema declares no History feature: leave it out")
             if not isinstance(history, list):
                 raise DataError(f"query: history is {type(history).__name__}, expected a list of item ids")
             rows = [self.store.item_vocabulary.row(item, "history") for item in history]
