@@ -1,6 +1,6 @@
 """What correcting the negatives is worth, and what it costs: the same towers, data, steps and seeds in every arm.
 
-    python -m benchmarks.correction debian [--seeds 3] [--epochs 3] [--dim 128]
+    python -m benchmarks.correction debian [--seeds 3] [--epochs 5] [--dim 64]
 
 Arms: correction none (plain), negatives, all; exact and streaming frequencies; temperatures 0.05, 0.07, 0.14;
 strengths 0.5, 0.7, 1 at 0.05; and a sweep of the number of uniform negatives (mixed negative sampling). Trained on the
@@ -95,8 +95,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=("debian",))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=float, default=3.0)
-    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--epochs", type=float, default=5.0)
+    parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--only", default="", help="arms whose name holds this text")
     arguments = parser.parse_args()
     started = time.perf_counter()

@@ -106,8 +106,8 @@ def test_warm_up_averages_the_first_gaps_alike() -> None:
     for wait in gaps:
         for batch in [other] * (wait - 1) + [item]:
             frequency.observe(batch)
-    # the shares are 1/2, 1/3, 1/4 and then alpha = 1/4: (8 + 1 + 3 + 2) / 4 = 3.5 -> 0.75 * 3.5 + 0.25 * 4 = 3.625
-    assert gap(frequency, 0) == pytest.approx(3.625, rel=1e-6)
+    # the shares are 1, 1/2, 1/3 and then alpha = 1/4: (1 + 3 + 2) / 3 = 2 -> 0.75 * 2 + 0.25 * 4 = 2.5
+    assert gap(frequency, 0) == pytest.approx(2.5, rel=1e-6)
 
 
 def test_an_item_that_comes_twice_in_a_batch_is_updated_once() -> None:

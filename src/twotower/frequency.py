@@ -92,8 +92,9 @@ class StreamingFrequency(Frequency):
     so waiting for one gap would weigh every item of the batch 1.37 times too much; waiting for five adds 0.13%.
     ``patience = inf`` reads as printed in the paper.
 
-    With ``warm_up`` (ours; off is the paper's form) the n-th touch of a bucket counts max(alpha, 1 / (n + 1)) instead
-    of alpha: the initial gap and the first gaps are averaged alike. Without it a bucket forgets its initial gap only
+    With ``warm_up`` (ours; off is the paper's form) the n-th touch of a bucket counts max(alpha, 1 / n) instead of
+    alpha: the first gaps are averaged alike, and the initial gap is forgotten at once. Candidates weigh 1 / P, the gap
+    itself, of which a mean of gaps is an unbiased estimate. Without it a bucket forgets its initial gap only
     after some 1/alpha touches, which an item of the tail never gets: on the demo data that costs .04 of tail recall.
 
     A bucket never touched has the gap max(initial_gap, t): not seen in t batches. The first touch is an update like any
@@ -154,7 +155,7 @@ class StreamingFrequency(Frequency):
         last, mean_gap, touches = self.last_HB.view(-1), self.gap_HB.view(-1), self.touches_HB.view(-1)
         self.step += 1
         touch = touches[place] + 1
-        share = (1 / (touch + 1)).clamp(min=self.alpha) if self.warm_up else self.alpha
+        share = (1 / touch).clamp(min=self.alpha) if self.warm_up else self.alpha
         # A bucket that is listed twice is written twice with the same number, made of its state before this batch: one
         # update. Going through the items one by one would add a gap of 0 for each repeat.
         mean_gap[place] = (1 - share) * mean_gap[place] + share * (self.step - last[place])

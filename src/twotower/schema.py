@@ -123,8 +123,8 @@ class Text:
     Lower-cased words, with ``chars = (3, 5)`` also the character 3- to 5-grams of each word, both hashed into
     ``buckets`` vectors; ``subwords = n`` instead trains n subword tokens (byte-pair encoding) on the text.
     ``name_columns`` hold names such as ``libgtk-3-dev``: they also give their parts with and without digits, their
-    first and last part and their stem. Weights: ``tfidf`` (count times log inverse document frequency, unit length) or
-    ``mean``.
+    first and last part and their stem. Weights: ``tfidf`` ((1 + log count) times log inverse document frequency,
+    unit length) or ``mean``.
     """
 
     columns: tuple[str, ...]

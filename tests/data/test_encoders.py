@@ -425,7 +425,7 @@ def bag(tokens: Mapping[str, float], buckets: int) -> list[tuple[int, float]]:
     return sorted((row_of(token, buckets), pytest.approx(weight / length)) for token, weight in tokens.items())
 
 
-def test_tfidf_is_count_times_smooth_idf_at_unit_length() -> None:
+def test_tfidf_is_log_count_times_smooth_idf_at_unit_length() -> None:
     texts = ["red cat", "Red dog dog", "", None]
     encoders = fitted(Text(columns=("t",), buckets=2**18), {"t": texts})
     common, rare = math.log(3 / 3) + 1, math.log(3 / 2) + 1  # two documents: "red" in both, the others in one
@@ -433,7 +433,7 @@ def test_tfidf_is_count_times_smooth_idf_at_unit_length() -> None:
     unseen = math.log(3 / 1) + 1
     assert found == [
         bag({"red": common, "cat": rare}, 2**18),
-        bag({"red": common, "dog": 2 * rare}, 2**18),
+        bag({"red": common, "dog": (1 + math.log(2)) * rare}, 2**18),
         [],
         [],
         bag({"red": common, "bird": unseen}, 2**18),

@@ -119,12 +119,12 @@ class Bags:
         return hashed
 
     def weighted(self, idf: NDArray[np.float32] | None) -> RaggedArray:
-        """As lists: count times idf, scaled to unit length; without idf count over total count."""
+        """As lists: (1 + log count) times idf, scaled to unit length; without idf count over total count."""
         weight = self.count.astype(np.float64)
         if idf is None:
             weight /= np.bincount(self.owner, weight, minlength=self.n)[self.owner]
         else:
-            weight *= idf[self.row]
+            weight = (1 + np.log(weight)) * idf[self.row]
             weight /= np.sqrt(np.bincount(self.owner, weight * weight, minlength=self.n))[self.owner]
         length = np.bincount(self.owner, minlength=self.n)
         return RaggedArray.of_lengths(length, self.row.astype(np.int32), weight.astype(np.float32))
