@@ -76,8 +76,8 @@ def test_the_planted_rule_is_recommended(folder: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     assert main(["evaluate", str(folder / "model"), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    # One item to find, 3 of its parity and 20 of the other are left: by chance it is among ten with 10/23. The best state
-    # by validation may be an early one, so a user or two of the sixty may still be wrong.
+    # One item to find, 3 of its parity and 20 of the other are left: by chance it is among ten with 10/23. The best
+    # state by validation may be an early one, so a user or two of the sixty may still be wrong.
     assert rows["model"]["recall@10"] > 0.95
     assert rows["popularity"]["recall@10"] < 0.5
     assert main(["recommend", str(folder / "model"), "--query", '{"user": "u3"}', "--k", "2", "--json"]) == 0
