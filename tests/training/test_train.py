@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.training.checkerboard import SIZE, checkerboard, run_of
-from twotower.config import Data, Evaluation, Run, load_run
-from twotower.data.splits import GivenSplit
+from twotower.config import Data, Evaluation, Run, Training, load_run
+from twotower.data.splits import GivenSplit, RandomSplit
 from twotower.errors import ArtifactError, ConfigError, DataError
+from twotower.negatives import Uniform
 from twotower.schema import Categorical, Id, Interactions, Schema
 from twotower.training import Retriever, checkpoint, evaluate, recommend, train
 
@@ -152,3 +153,33 @@ def test_a_refit_replaces_the_best(data: Data, model: Path, tmp_path: Path) -> N
     assert state["epoch"] == trained.best_epoch
     test = evaluate(tmp_path / "model")
     assert test.metric("recall@1") >= 0.9
+
+
+def test_an_item_is_no_result_for_itself(tmp_path: Path) -> None:
+    """Where queries are items, the item itself never comes back, whether seen items are filtered or not."""
+    names = [f"p{i}" for i in range(12)]
+    rows = [(a, b) for i, a in enumerate(names) for b in (names[(i + 1) % 12], names[(i + 2) % 12])]
+    pq.write_table(pa.table({"page": [a for a, _ in rows], "link": [b for _, b in rows]}), tmp_path / "links.parquet")
+    pq.write_table(pa.table({"page": names}), tmp_path / "pages.parquet")
+    run = Run(
+        schema=Schema(
+            interactions=Interactions(query="page", item="link", query_is_item=True),
+            query={"page": Id(column="page", table="item")},
+            item={"page": Id(column="page")},
+            item_key="page",
+        ),
+        data=Data(
+            interactions=(str(tmp_path / "links.parquet"),),
+            items=(str(tmp_path / "pages.parquet"),),
+            store=str(tmp_path / "store"),
+        ),
+        split=RandomSplit(valid=0.1, test=0.1),
+        negatives=Uniform(4),
+        training=Training(batch_size=8, epochs=1, threads=1, metric="recall@5"),
+        evaluation=Evaluation(k=(5,)),
+    )
+    train(run, tmp_path / "model", quiet=True)
+    for filter_seen in (True, False):
+        found = recommend(tmp_path / "model", {"page": "p3"}, k=12, filter_seen=filter_seen)
+        assert "p3" not in [one.item for one in found]
+        assert len(found) == (11 if not filter_seen else 9)

@@ -126,7 +126,7 @@ class Retriever:
         features = self._query_features(given, row)
         with torch.no_grad():
             query_1D = self.towers.encode_query(features)
-        exclude = self._seen_of(row) if filter_seen else None
+        exclude = self._seen_of(row) if filter_seen else self._itself(row)
         best = top_k(query_1D, self.item_MD, min(k, self.store.n_items), exclude=exclude)
         rows = [r for r in best.row_Qk[0].tolist() if r >= 0]
         ids = self.store.item_vocabulary.ids().take(pa.array(rows, pa.int64())).to_pylist()
@@ -205,6 +205,13 @@ class Retriever:
     def _one_list(self, rows: list[int], table: str | None) -> Ragged:
         value = id_rows(self.store, table).index_select(0, torch.tensor(rows, dtype=torch.int64))
         return mean_of(Ragged(offset=torch.tensor([0, len(rows)]), value=value))
+
+    def _itself(self, row: int) -> Ragged | None:
+        """The query's own item, where queries are items: it is no result for itself, filtered or not."""
+        own = self.store.query_item_row
+        if own is None or row < 0 or own[row] < 0:
+            return None
+        return Ragged(offset=torch.tensor([0, 1]), value=torch.tensor([int(own[row])]))
 
     def _seen_of(self, row: int) -> Ragged | None:
         """Items a query has any event with, and its own item where queries are items."""
