@@ -101,7 +101,7 @@ def measure(name: str, *, set: list[str], validate: bool) -> None:
         found = fit_and_evaluate(name, Path(work), set=set, validate=validate)
         print(found.result.table())
         if name == "debian":
-            print(f"recall@100 over targets with at most 50 training links, none included: {found.tail_recall():.4f}")
+            print(f"recall@100 over targets with at most 50 training links (also none): {found.tail_recall():.4f}")
         print(f"fitted {found.fit.epochs:g} epochs, {found.fit.steps} steps in {found.fit.seconds:.1f} s")
         if name == "debian":
             votes = vote(found.store, found.part_E, found.asked)
