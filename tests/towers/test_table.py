@@ -136,3 +136,53 @@ def test_starts() -> None:
 def test_settings_out_of_range(settings_: dict[str, float], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         TableSettings(**settings_)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- rows that training never met
+
+
+def met(t: Table, rows: list[int]) -> Table:
+    """After one training step over the rows."""
+    t.train().look_up(torch.tensor(rows)).sum().backward()
+    t.gradient()
+    return t.eval()
+
+
+def values_table(settings: TableSettings) -> Table:
+    torch.manual_seed(0)
+    return Table(ROWS, DIM, settings, of_values=True).double()
+
+
+def test_rows_never_met_settle_at_the_mean_of_those_met() -> None:
+    t = met(values_table(TableSettings()), [1, 4, 4])
+    before = t.weight.clone()
+    t.settle()
+    mean = (before[1] + before[4]) / 2
+    for row in range(ROWS):
+        assert torch.allclose(t.weight[row], before[row] if row in (1, 4) else mean, atol=1e-12)
+
+
+def test_settled_for_a_block_only() -> None:
+    t = met(values_table(TableSettings()), [0, 2])
+    before = t.weight.clone()
+    with t.settled():
+        assert torch.allclose(t.weight[5], (before[0] + before[2]) / 2)
+    assert torch.equal(t.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("t", "rows"),
+    [
+        (values_table(TableSettings(init="zeros")), [1]),  # a difference to what other features say
+        (table(), [1]),  # hashed text tells its word from others even so
+        (values_table(TableSettings()), []),  # nothing was met: there is no mean
+        (values_table(TableSettings()), list(range(ROWS))),
+    ],
+    ids=["zeros", "text", "nothing met", "all met"],
+)
+def test_nothing_to_settle(t: Table, rows: list[int]) -> None:
+    before = t.weight.clone()
+    if rows:
+        met(t, rows)
+    t.settle()
+    assert torch.equal(t.weight, before)

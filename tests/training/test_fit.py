@@ -27,6 +27,7 @@ from twotower.training import checkpoint, loop
 from twotower.training.loop import Fit, fit_once, refit, settings_of
 from twotower.training.matmul import Matmul
 from twotower.training.recorder import Recorder
+from twotower.training.retriever import Retriever
 from twotower.training.step import Model, Stepper
 
 
@@ -297,3 +298,21 @@ def test_the_folder_gets_lines_of_json(tmp_path: Path) -> None:
     assert all(line["loss"] > 0 and line["examples_per_s"] > 0 for line in lines if line["what"] == "train")
     assert [line.get("temperature") for line in lines] == [0.2, None, 0.2, None]
     assert [line["rate"] for line in lines if line["what"] == "train"] == [1 - 6 / 14, 1 - 13 / 14]
+
+
+def test_a_query_that_training_never_met_stands_for_the_mean_of_all_others() -> None:
+    """Validation and a finished model see it so; training itself does not."""
+    store = checkerboard()
+    part = PART.copy()
+    part[np.asarray(store.query_row) == 0] = 1  # nothing of query 0 is left to train on
+    run = run_of(store, epochs=2)
+    fit = fit_once(run, store, part)
+    towers = fit.model.towers
+    table = towers.weights["/query/user"]
+    assert not table.met_R[0]
+    others = table.weight[1:].mean(0)
+    assert not torch.allclose(table.weight[0], others, atol=1e-4)
+    with towers.settled():
+        assert torch.allclose(table.weight[0], others, atol=1e-6)
+    Retriever(run, store, towers)
+    assert torch.allclose(table.weight[0], others, atol=1e-6)

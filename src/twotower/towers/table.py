@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,14 +36,20 @@ class Table(nn.Module):
     """``rows x dim`` vectors. A look-up while training is a leaf whose gradient an optimiser takes from ``touched``."""
 
     weight: Tensor
+    met_R: Tensor
+    """[rows] whether a training step ever had a gradient for the row; kept only where rows can be cold."""
 
-    def __init__(self, rows: int, dim: int, settings: TableSettings) -> None:
+    def __init__(self, rows: int, dim: int, settings: TableSettings, *, of_values: bool = False) -> None:
+        """``of_values``: a row is a value of a vocabulary, so one that training never met says nothing (see
+        ``settle``); a row of hashed text tells its word from others even so."""
         super().__init__()
         self.settings = settings
+        self.has_cold_rows = of_values and settings.init == "normal"
         weight = torch.zeros(rows, dim)
         if settings.init == "normal":
             weight.normal_(std=dim**-0.5 if settings.deviation is None else settings.deviation)
         self.register_buffer("weight", weight)
+        self.register_buffer("met_R", torch.zeros(rows if self.has_cold_rows else 0, dtype=torch.bool))
         self.touched: list[tuple[Tensor, Tensor]] = []
         """(distinct rows [U], their leaf [U, D]) of every look-up since the optimiser's last step."""
 
@@ -86,9 +94,38 @@ class Table(nn.Module):
         self.touched.clear()
         if not found:
             return None
-        if len(found) == 1:
-            return found[0]
+        rows, total = found[0] if len(found) == 1 else self._summed(found)
+        if self.has_cold_rows:
+            self.met_R[rows[total.any(1)]] = True
+        return rows, total
+
+    def _summed(self, found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         rows, at = torch.cat([rows for rows, _ in found]).unique(return_inverse=True)
         total = torch.zeros(len(rows), self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device)
         total.index_add_(0, at, torch.cat([gradient for _, gradient in found]))
         return rows, total
+
+    @torch.no_grad()
+    def settle(self) -> tuple[Tensor, Tensor] | None:
+        """Set the rows that training never met to the mean of those it met; returns them as they were.
+
+        A random vector would rank the catalogue at random. The mean of all queries' vectors ranks it by the mean of
+        their scores, which is what to show somebody unknown. A table that starts at zero stays as it is: there a row
+        is a difference to what other features say.
+        """
+        cold = (~self.met_R).nonzero()[:, 0]
+        if len(cold) in (0, len(self.weight)):
+            return None
+        before = self.weight.index_select(0, cold)
+        self.weight[cold] = self.met_R.to(self.weight.dtype) @ self.weight / (len(self.weight) - len(cold))
+        return cold, before
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """``settle`` for as long as the block lasts."""
+        changed = self.settle()
+        try:
+            yield
+        finally:
+            if changed is not None:
+                self.weight[changed[0]] = changed[1]

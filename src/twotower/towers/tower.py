@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import field
 from typing import Any, Literal
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..part import Part
 from ..records import Features, Ragged
-from ..schema import Feature, Id, Number, Schema, Time, Vector, table_of
+from ..schema import Feature, Id, Number, Schema, Text, Time, Vector, table_of
 from .table import Table, TableSettings
 
 
@@ -151,13 +153,16 @@ class TwoTower(Part):
         unknown = sorted(set(self.tables) - set(table_sizes))
         if unknown:
             raise ConfigError(f"towers.tables: {unknown} are no tables of the schema, which has {sorted(table_sizes)}")
+        features = schema.features()
+        of_text = {table_of(*feature) for feature in features if isinstance(feature[2], Text)}
         self.weights = nn.ModuleDict(
             {
-                _module_name(name): Table(rows, self.dim, self.tables.get(name, TableSettings()))
+                _module_name(name): Table(
+                    rows, self.dim, self.tables.get(name, TableSettings()), of_values=name not in of_text
+                )
                 for name, rows in table_sizes.items()
             }
         )
-        features = schema.features()
         item = [f for f in features if f[0] == "item"]
         query = [f for f in features if f[0] != "item"]
         query_width = self.query.build("query", query, self.weights, self.dim)
@@ -172,6 +177,19 @@ class TwoTower(Part):
     def all_tables(self) -> list[Table]:
         """Every embedding table."""
         return [table for table in self.weights.values() if isinstance(table, Table)]
+
+    def settle(self) -> None:
+        """Values that training never met get the mean vector of those it did, for good (``Table.settle``)."""
+        for table in self.all_tables():
+            table.settle()
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """``settle`` for as long as the block lasts, to measure in the middle of training."""
+        with ExitStack() as stack:
+            for table in self.all_tables():
+                stack.enter_context(table.settled())
+            yield
 
     def encode_query(self, features: Features) -> Tensor:
         """[B, D]"""

@@ -136,8 +136,8 @@ def _new_queries(store: Store, part_E: np.ndarray) -> str | None:
     if new < NOTABLY_NEW * len(held):
         return None
     return (
-        f"{new:,} of {len(held):,} held-out queries have no training event: their ids tell nothing of them, only other "
-        "features do"
+        f"{new:,} of {len(held):,} held-out queries have no training event: their ids stand for the mean of all "
+        "others, only other features tell them apart"
     )
 
 
@@ -341,9 +341,14 @@ class _Loop:
     def _measure(self, questions: HeldOut) -> EvaluationResult:
         """Metrics on held-out questions, over the full catalogue."""
         device, towers = self.run.training.device, self.model.towers
+        with towers.settled():
+            query_QD, item_MD = (
+                encode_questions(towers, questions, device),
+                encode_catalogue(towers, self.store, device),
+            )
         return evaluate_vectors(
-            encode_questions(towers, questions, device),
-            encode_catalogue(towers, self.store, device),
+            query_QD,
+            item_MD,
             questions.truth,
             seen=questions.seen,
             item_count_M=self.batches.event_item.bincount(minlength=self.store.n_items),

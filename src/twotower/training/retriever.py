@@ -75,6 +75,7 @@ class Retriever:
 
     def __init__(self, run: Run, store: Store, towers: TwoTower) -> None:
         self.run, self.store, self.towers = run, store, towers.eval()
+        towers.settle()
         self._item_MD: Tensor | None = None
         self._seen: Ragged | None = None
         self._histories: Histories | None = None
