@@ -73,7 +73,7 @@ class Measured:
     def tail_recall(self, k: int = 100, at_most: int = 50) -> float:
         """Recall over links to targets with at most 50 training links, those with none included."""
         questions, towers = held_out(self.store, self.part_E, self.asked), self.fit.model.towers
-        query_QD, item_MD = encode_questions(towers, questions), encode_catalogue(towers, self.store)
+        query_QD, item_MD = encode_questions(towers, questions).cpu(), encode_catalogue(towers, self.store).cpu()
         _, ranks = top_k_and_ranks(query_QD, item_MD, k, questions.truth, exclude=questions.seen)
         before = (self.part_E >= 0) & (self.part_E < PARTS[self.asked])
         count_M = torch.from_numpy(np.bincount(self.store.item_row[before], minlength=self.store.n_items))

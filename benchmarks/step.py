@@ -55,8 +55,9 @@ from twotower.losses import SampledSoftmax
 from twotower.negatives import InBatch, Mixture, Uniform, propose
 from twotower.records import Batch, Encoded
 from twotower.schema import Id, Interactions, Schema
-from twotower.scoring import encode
-from twotower.towers import Table, TwoTower
+from twotower.scoring import encode, tile_for
+from twotower.tables import Table
+from twotower.towers import TwoTower
 from twotower.training.matmul import probe
 from twotower.training.step import CurrentModel, Model, Stepper
 
@@ -277,7 +278,7 @@ class Ours:
             with clock.part("backward of towers"):
                 loss.backward()
             with clock.part("optimiser"):
-                for table, optimiser in self.model.tables():
+                for _, table, optimiser in self.model.tables():
                     touched = table.gradient()
                     assert touched is not None
                     optimiser.step(table.weight, *touched, 1.0)
@@ -302,7 +303,9 @@ class Ours:
     def loss(self, encoded: Encoded, clock: Clock) -> Tensor:
         """The loss, which forms its gradients as it goes."""
         with clock.part("loss and its gradient"):
-            loss: Tensor = self.model.loss(encoded, tile=self.training.tile, gemm=self.stepper.gemm)[0]
+            loss: Tensor = self.model.loss(
+                encoded, tile=tile_for(self.stepper.device, len(encoded.shared.row)), gemm=self.stepper.gemm
+            )[0]
             return loss
 
     def loss_memory(self, threads: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from twotower.errors import ConfigError
 from twotower.optimisers import Adagrad, AdamW, RowOptimiser, RowwiseAdagrad, RowwiseAdam
-from twotower.towers import Table, TableSettings
+from twotower.tables import Table, TableSettings
 
 ROWS, DIM = 6, 3
 STEPS = [[0, 2, 5], [2], [1, 2, 3], [0, 5], [2, 5]]

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
         Time,
         Vector,
     )
-    from .towers import TableSettings, Tower, TwoTower
+    from .tables import TableSettings
+    from .towers import Tower, TwoTower
     from .training import Recommendation, Retriever, Trained, evaluate, recommend, train
 
 __version__ = "0.1.0"
@@ -140,7 +141,8 @@ _NAMES_OF = {
     "part": "Facts Part",
     "records": "Batch Block Candidates Encoded Ragged",
     "schema": "Categorical Categories Feature History Id Interactions Number Schema Seed Text Time Vector",
-    "towers": "TableSettings Tower TwoTower",
+    "tables": "TableSettings",
+    "towers": "Tower TwoTower",
     "training": "Recommendation Retriever Trained evaluate recommend train",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}

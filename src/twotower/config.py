@@ -25,7 +25,6 @@ from .losses import Loss, Losses, RowLoss, SampledSoftmax
 from .negatives import InBatch, Mixture, Negatives, Sampler, Uniform
 from .optimisers import AdamW, DenseOptimiser, RowwiseAdagrad, TableOptimiser
 from .schema import Schema
-from .scoring import DEFAULT_TILE
 from .settings import Codec, format_toml, override, parse_toml
 from .towers import TwoTower
 
@@ -90,8 +89,8 @@ class Training:
     warmup_steps: int = 0
     clip_norm: float | None = None
     """Largest norm of the gradient of all that is learned, tables included."""
-    tile: int = DEFAULT_TILE
-    """Score rows held at a time; 64 to 256 suit a CPU cache."""
+    tile: int | None = None
+    """Score rows held at a time. Without it 128, which suits a CPU's cache; on a GPU what makes 256 MiB of scores."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of score products; sums and losses are float32 at least."""
     device: str = "cpu"

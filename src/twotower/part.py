@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self, dataclass_transform
 
+import torch
 from torch import Tensor, nn
 
 
@@ -22,6 +23,11 @@ class Facts:
     """Pairs, or queries, of one global batch."""
     batch_of: str
     """``"pairs"`` or ``"queries"`` (a query comes with all its positives)."""
+    query_count_Q: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """[Q] training pairs of each query by its row, those without any included."""
+    steps_per_epoch: int = 1
+    width: int = 0
+    """Width of the vectors of both towers."""
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(dataclasses.field,))

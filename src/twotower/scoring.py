@@ -30,6 +30,14 @@ Exclude = Literal["known", "positives", "none"]
 DEFAULT_TILE = 128
 """Rows of a tile: 64 to 256 keep it in the second-level cache (measured: docs/decisions.md)."""
 
+_GPU_TILE = 2**26
+"""Scores of a tile on a GPU, which wants few large products: 256 MiB of float32."""
+
+
+def tile_for(device: torch.device, n_columns: int) -> int:
+    """Rows of a tile that suit a device."""
+    return DEFAULT_TILE if device.type == "cpu" else max(DEFAULT_TILE, _GPU_TILE // max(n_columns, 1))
+
 
 def encode(query_BD: Tensor, items: Items, batch: Batch, candidates: Candidates) -> Encoded:
     """Vectors of the positives and candidates: one item-tower call over the distinct rows.

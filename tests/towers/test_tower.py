@@ -27,7 +27,8 @@ from twotower.schema import (
     Time,
     Vector,
 )
-from twotower.towers import TableSettings, Tower, TwoTower
+from twotower.tables import TableSettings
+from twotower.towers import Tower, TwoTower
 from twotower.towers.tower import unit_length
 
 DIM = 4

@@ -21,7 +21,8 @@ from twotower.losses import SampledSoftmax
 from twotower.optimisers import RowwiseAdagrad
 from twotower.records import Batch
 from twotower.schema import Id, Number, Vector
-from twotower.towers import Table, TableSettings, Tower, TwoTower
+from twotower.tables import Table, TableSettings
+from twotower.towers import Tower, TwoTower
 from twotower.training.loop import fit_once, learning_rate
 from twotower.training.retriever import encode_catalogue, encode_questions
 from twotower.training.step import Model, Stepper
@@ -232,7 +233,7 @@ def test_a_batch_of_no_weight_moves_nothing() -> None:
 def test_only_looked_up_rows_move() -> None:
     store = checkerboard(n_queries=SIZE + 5)
     stepper, batches = stepper_of(run_of(store, batch_size=8), store)
-    user, _ = (table for table, _ in stepper.model.tables())
+    user, _ = (table for _, table, _ in stepper.model.tables())
     before = user.weight.clone()
     stepper(batches[0], 1, 1.0)
     moved = (user.weight != before).any(1).nonzero()[:, 0].tolist()

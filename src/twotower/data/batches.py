@@ -240,6 +240,8 @@ class TrainingBatches:
             item_count_M=item.bincount(minlength=self.store.n_items),
             batch_size=min(self.batch_size, self.n_batched),
             batch_of=self.batch_of,
+            query_count_Q=self.pairs.offset[1:] - self.pairs.offset[:-1],
+            steps_per_epoch=self.steps_per_epoch,
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:

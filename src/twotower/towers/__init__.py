@@ -1,6 +1,5 @@
 """Towers: features of one side to one vector."""
 
-from .table import Table, TableSettings
 from .tower import Tower, TwoTower
 
-__all__ = ["Table", "TableSettings", "Tower", "TwoTower"]
+__all__ = ["Tower", "TwoTower"]

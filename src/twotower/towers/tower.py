@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..part import Part
 from ..records import Features, Ragged
 from ..schema import Feature, Id, Number, Schema, Text, Time, Vector, table_of
-from .table import Table, TableSettings
+from ..tables import Table, TableSettings
 
 
 class Tower(Part):
@@ -173,6 +173,11 @@ class TwoTower(Part):
                 "towers.query.widths and towers.item.widths the same last number (without them it is towers.dim)"
             )
         self.width = query_width
+
+    @property
+    def device(self) -> torch.device:
+        """Where the vectors are made."""
+        return next(iter(self.buffers())).device
 
     def all_tables(self) -> list[Table]:
         """Every embedding table."""

@@ -340,12 +340,9 @@ class _Loop:
 
     def _measure(self, questions: HeldOut) -> EvaluationResult:
         """Metrics on held-out questions, over the full catalogue."""
-        device, towers = self.run.training.device, self.model.towers
+        towers = self.model.towers
         with towers.settled():
-            query_QD, item_MD = (
-                encode_questions(towers, questions, device),
-                encode_catalogue(towers, self.store, device),
-            )
+            query_QD, item_MD = encode_questions(towers, questions), encode_catalogue(towers, self.store)
         return evaluate_vectors(
             query_QD,
             item_MD,

@@ -6,10 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ..config import Run
 from ..data.store import Store
 from ..negatives import Mixture, Sampler
 from ..optimisers import RowwiseAdam, TableOptimiser
+from ..scoring import tile_for
 
 MIB = 2**20
 FLOAT = 4
@@ -77,7 +80,7 @@ def step_bytes(run: Run, store: Store) -> int:
     shared, own = candidates(run.negatives)
     columns = min(pairs + shared, store.n_items)
     distinct = min(pairs + shared + queries * own, store.n_items)
-    tile = min(run.training.tile, queries)
+    tile = min(run.training.tile or tile_for(torch.device(run.training.device), columns + own), queries)
     return (COPIES * (queries + columns + distinct) * dim + 3 * tile * (columns + own) + tile * own * dim) * FLOAT
 
 

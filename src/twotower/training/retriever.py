@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,34 +40,28 @@ class Recommendation:
     score: float
 
 
-def encode_catalogue(towers: TwoTower, store: Store, device: str = "cpu") -> Tensor:
-    """[M, D] vectors of all items."""
+def encode_catalogue(towers: TwoTower, store: Store) -> Tensor:
+    """[M, D] vectors of all items, on the device of the towers."""
     return _encode(
-        towers, store.n_items, lambda start, stop: _item_features(store, start, stop, device), towers.encode_item
+        towers, store.n_items, lambda start, stop: store.item.take(torch.arange(start, stop)), towers.encode_item
     )
 
 
-def encode_questions(towers: TwoTower, questions: HeldOut, device: str = "cpu") -> Tensor:
-    """[Q, D] vectors of held-out queries."""
-    return _encode(
-        towers,
-        len(questions),
-        lambda start, stop: to_device(questions.features(start, stop), device),
-        towers.encode_query,
-    )
+def encode_questions(towers: TwoTower, questions: HeldOut) -> Tensor:
+    """[Q, D] vectors of held-out queries, on the device of the towers."""
+    return _encode(towers, len(questions), questions.features, towers.encode_query)
 
 
-def _encode(towers, n, features, encode) -> Tensor:  # type: ignore[no-untyped-def]
-    training = towers.training
+def _encode(
+    towers: TwoTower, n: int, features: Callable[[int, int], Features], encode: Callable[[Features], Tensor]
+) -> Tensor:
+    training, device = towers.training, towers.device
     towers.eval()
     with torch.no_grad():
-        parts = [encode(features(start, min(start + CHUNK, n))).cpu() for start in range(0, n, CHUNK)]
+        chunks = ((start, min(start + CHUNK, n)) for start in range(0, n, CHUNK))
+        parts = [encode(to_device(features(start, stop), device)) for start, stop in chunks]
     towers.train(training)
-    return torch.cat(parts) if parts else torch.empty(0, towers.width)
-
-
-def _item_features(store: Store, start: int, stop: int, device: str) -> Features:
-    return to_device(store.item.take(torch.arange(start, stop)), device)
+    return torch.cat(parts) if parts else torch.empty(0, towers.width, device=device)
 
 
 class Retriever:
@@ -126,7 +120,7 @@ class Retriever:
         row = self._query_row(given)
         features = self._query_features(given, row)
         with torch.no_grad():
-            query_1D = self.towers.encode_query(features)
+            query_1D = self.towers.encode_query(to_device(features, self.towers.device))
         exclude = self._seen_of(row) if filter_seen else self._itself(row)
         best = top_k(query_1D, self.item_MD, min(k, self.store.n_items), exclude=exclude)
         rows = [r for r in best.row_Qk[0].tolist() if r >= 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,9 @@ from ..negatives import Sampler, propose
 from ..optimisers import RowOptimiser
 from ..part import Facts
 from ..records import Batch, Encoded, Features, Ragged
-from ..scoring import encode
-from ..towers import Table, TwoTower
+from ..scoring import encode, tile_for
+from ..tables import Table
+from ..towers import TwoTower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +66,11 @@ class Model(nn.Module):
         self.negatives: Sampler = copy.deepcopy(run.negatives)
         self.frequency: Frequency = copy.deepcopy(run.frequency)
         self.towers.build(store.schema, store.encoders.table_sizes)
+        facts = replace(facts, width=self.towers.width)
         for part in (self.loss, self.negatives, self.frequency):
             part.setup(facts)
-        self.row_optimisers = nn.ModuleList(copy.deepcopy(run.training.tables) for _ in self.towers.all_tables())
-        for table, optimiser in self.tables():
+        self.row_optimisers = nn.ModuleList(copy.deepcopy(run.training.tables) for _ in self.named_tables())
+        for _, table, optimiser in self.tables():
             rows, dim = table.weight.shape
             optimiser.allocate(rows, dim, table.weight.device)
         self.store = store
@@ -77,9 +79,20 @@ class Model(nn.Module):
         """Distinct item rows [U] -> vectors [U, D]."""
         return self.towers.encode_item(to_device(self.store.item.take(row.cpu()), row.device))
 
-    def tables(self) -> list[tuple[Table, RowOptimiser]]:
-        """Embedding tables with their optimisers."""
-        return list(zip(self.towers.all_tables(), self.row_optimisers, strict=True))  # type: ignore[arg-type]
+    def named_tables(self) -> dict[str, Table]:
+        """Every embedding table by name: those of the towers, and what a loss or a sampler learns row by row."""
+        parts = (("", self.towers.weights), ("loss", self.loss), ("negatives", self.negatives))
+        return {
+            f"{part}{name}".strip("/").replace("/", "."): module
+            for part, holder in parts
+            for name, module in holder.named_modules(prefix="/" if part else "")
+            if isinstance(module, Table)
+        }
+
+    def tables(self) -> list[tuple[str, Table, RowOptimiser]]:
+        """Embedding tables with their names and optimisers."""
+        found = zip(self.named_tables().items(), self.row_optimisers, strict=True)
+        return [(name, table, optimiser) for (name, table), optimiser in found]  # type: ignore[misc]
 
 
 def to_device(features: Features, device: torch.device | str) -> Features:
@@ -114,7 +127,8 @@ class Stepper:
         look = CurrentModel(model, query_BD)
         candidates = propose(model.negatives, batch, look, rng)
         encoded = encode(query_BD, model.items, batch, candidates)
-        loss, notes = model.loss(encoded, tile=self.training.tile, gemm=self.gemm)
+        tile = self.training.tile or tile_for(self.device, len(encoded.shared.row) + encoded.own.row.shape[1])
+        loss, notes = model.loss(encoded, tile=tile, gemm=self.gemm)
         value = loss.item()
         if not torch.isfinite(loss):
             raise self._not_finite(encoded, step)
@@ -136,10 +150,10 @@ class Stepper:
         )
 
     def _move(self, step: int, rate: float) -> None:
-        tables = [(table, optimiser, table.gradient()) for table, optimiser in self.model.tables()]
+        tables = [(name, table, optimiser, table.gradient()) for name, table, optimiser in self.model.tables()]
         self._check_finite(tables, step)
         scale = self._clip([g for *_, found in tables if found is not None for g in [found[1]]], step)
-        for table, optimiser, found in tables:
+        for _, table, optimiser, found in tables:
             if found is not None:
                 rows_U, gradient_UD = found
                 if scale < 1:
@@ -152,10 +166,11 @@ class Stepper:
             self.optimiser.zero_grad(set_to_none=True)
         self.model.loss.constrain()
 
-    def _check_finite(self, tables: list[tuple[Table, RowOptimiser, tuple[Tensor, Tensor] | None]], step: int) -> None:
+    def _check_finite(
+        self, tables: list[tuple[str, Table, RowOptimiser, tuple[Tensor, Tensor] | None]], step: int
+    ) -> None:
         """A gradient that is not finite stops training before it moves anything."""
-        names = [f"table {name.strip('/').replace('/', '.')}" for name in self.model.towers.weights]
-        named = [(name, found[1]) for name, (*_, found) in zip(names, tables, strict=True) if found is not None]
+        named = [(f"table {name}", found[1]) for name, _, _, found in tables if found is not None]
         named += [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
         for name, gradient in named:
             if not torch.isfinite(gradient.sum()):

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from ..records import Ragged
+from .errors import ConfigError
+from .records import Ragged
 
 
 @dataclass(frozen=True, kw_only=True)

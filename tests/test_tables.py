@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from twotower.errors import ConfigError
 from twotower.records import Ragged
-from twotower.towers import Table, TableSettings
+from twotower.tables import Table, TableSettings
 
 ROWS, DIM = 7, 3
 
