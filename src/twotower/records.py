@@ -154,6 +154,8 @@ class Encoded:
     query_BD: Tensor
     table_TD: Tensor
     """Vectors of every distinct item of the batch: positives and own candidates point into it."""
+    row_T: Tensor
+    """Their item rows."""
     positive_slot_P: Tensor
     column_ND: Tensor
     """Vectors of the shared candidates, equal rows merged."""

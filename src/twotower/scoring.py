@@ -11,9 +11,10 @@ pass, so that no ``B x N`` matrix is ever held.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Protocol, cast
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +31,17 @@ Exclude = Literal["known", "positives", "none"]
 DEFAULT_TILE = 128
 """Rows of a tile: 64 to 256 keep it in the second-level cache (measured: docs/decisions.md)."""
 
+_CPU_TILE = 2**22
+"""Most scores of a tile on a CPU, of which a loss may hold a dozen copies: 16 MiB of float32 each."""
 _GPU_TILE = 2**26
 """Scores of a tile on a GPU, which wants few large products: 256 MiB of float32."""
 
 
 def tile_for(device: torch.device, n_columns: int) -> int:
-    """Rows of a tile that suit a device."""
-    return DEFAULT_TILE if device.type == "cpu" else max(DEFAULT_TILE, _GPU_TILE // max(n_columns, 1))
+    """Rows of a tile that suit a device: never more scores than bounded memory allows."""
+    if device.type == "cpu":
+        return max(1, min(DEFAULT_TILE, _CPU_TILE // max(n_columns, 1)))
+    return max(DEFAULT_TILE, _GPU_TILE // max(n_columns, 1))
 
 
 def encode(query_BD: Tensor, items: Items, batch: Batch, candidates: Candidates) -> Encoded:
@@ -63,6 +68,7 @@ def encode(query_BD: Tensor, items: Items, batch: Batch, candidates: Candidates)
         batch=batch,
         query_BD=query_BD,
         table_TD=table_TD,
+        row_T=need,
         positive_slot_P=positive_slot_P,
         column_ND=column_ND,
         shared=shared_block,
@@ -75,8 +81,12 @@ def encode(query_BD: Tensor, items: Items, batch: Batch, candidates: Candidates)
 
 def positive_scores(query_BD: Tensor, encoded: Encoded) -> Tensor:
     """[P] similarity of each positive with its query."""
-    of_P, slot_P = encoded.batch.of_P, encoded.positive_slot_P
-    scores: Tensor = _PairDot.apply(query_BD, encoded.table_TD, of_P, slot_P)  # type: ignore[no-untyped-call]
+    return pair_dots(query_BD, encoded.table_TD, encoded.batch.of_P, encoded.positive_slot_P)
+
+
+def pair_dots(query_BD: Tensor, table_TD: Tensor, of_P: Tensor, slot_P: Tensor) -> Tensor:
+    """[P] <query of_P, vector slot_P>; ``of_P`` rises."""
+    scores: Tensor = _PairDot.apply(query_BD, table_TD, of_P, slot_P)  # type: ignore[no-untyped-call]
     return scores
 
 
@@ -199,6 +209,27 @@ def corrected_log_count(log_count: Tensor, encoded: Encoded, strength: float) ->
     return strength * log_count + torch.stack(total).logsumexp(0) - torch.stack(shaped).logsumexp(0)
 
 
+class Similarity(NamedTuple):
+    """Inner products of one vector of every line with one of every candidate."""
+
+    line_LD: Tensor
+    column_ND: Tensor
+    """Of the shared candidates."""
+    table_TD: Tensor
+    """Of the distinct items of the batch, into which own candidates point."""
+
+
+class Prepared(NamedTuple):
+    """What a loss makes of the vectors before the tiles: ordinary autograd over the whole batch."""
+
+    query_BD: Tensor
+    """Query vectors as scored."""
+    row: dict[str, Tensor]
+    """[P] numbers that rows need; ``"positive"``, each positive's score, always."""
+    beside: Mapping[str, Similarity] = MappingProxyType({})
+    """Further similarities of lines and candidates, by name."""
+
+
 class TiledLoss(Protocol):
     """What the engine asks of a loss."""
 
@@ -209,8 +240,8 @@ class TiledLoss(Protocol):
     by_log_sum_exp: ClassVar[bool]
     """The loss is a ``LogSumExpLoss``."""
 
-    def prepare(self, encoded: Encoded) -> tuple[Tensor, dict[str, Tensor]]:
-        """Query vectors [B, D] as scored and the [P] tensors that rows need (``"positive"`` always)."""
+    def prepare(self, encoded: Encoded) -> Prepared:
+        """What the tiles need."""
         ...
 
     def rows(self, scores: Scores) -> Tensor:
@@ -309,13 +340,22 @@ def _sorted_in_lists(batch: Batch) -> Tensor:
 class Scores:
     """What a loss may see of ``C`` lines: similarities, and reductions over their candidates.
 
-    ``negative`` [C, N + K] is the similarity of the prepared query vectors with every candidate; ``row`` holds the [p]
-    tensors that ``prepare`` made for the tile's pairs.
+    ``negative`` [C, N + K] is the similarity of the prepared query vectors with every candidate, ``beside`` holds the
+    further ones that ``prepare`` asked for; ``row`` holds the [p] tensors it made for the tile's pairs.
     """
 
-    def __init__(self, lines: Lines, start: int, stop: int, negative: Tensor, row: dict[str, Tensor]) -> None:
+    def __init__(
+        self,
+        lines: Lines,
+        start: int,
+        stop: int,
+        negative: Tensor,
+        row: dict[str, Tensor],
+        beside: dict[str, Tensor] | None = None,
+    ) -> None:
         self.lines, self.start, self.stop = lines, start, stop
-        self.negative, self.row = negative, row
+        self.negative, self.row, self.beside = negative, row, beside or {}
+        self.noted: dict[str, Tensor] = {}
         offset = lines.pair_offset[start : stop + 1]
         self.line_p = torch.repeat_interleave(
             torch.arange(stop - start, device=offset.device), offset[1:] - offset[:-1]
@@ -333,10 +373,24 @@ class Scores:
         """[1, N] or [C, N + K] weight in a reduction, correction included."""
         return self._join(self.lines.shift_N, self.lines.shift_LK)
 
+    @property
+    def log_weight_alone(self) -> Tensor:
+        """[1, N] or [C, N + K] how often each candidate is there, not corrected."""
+        return self._join(self.lines.encoded.shared.log_weight, self.lines.own.log_weight)
+
     def _join(self, shared_N: Tensor, own_LK: Tensor) -> Tensor:
         if own_LK.shape[1] == 0:
             return shared_N[None, :]
         return torch.cat([shared_N.expand(self.stop - self.start, -1), own_LK[self.start : self.stop]], 1)
+
+    @property
+    def query_C(self) -> Tensor:
+        """Row of each line's query id, -1 where it has none."""
+        return self.lines.encoded.batch.query_B.index_select(0, self.lines.query_L[self.start : self.stop])
+
+    def note(self, name: str, value_p: Tensor) -> None:
+        """Leave a number for each positive of the tile among the notes of the step."""
+        self.noted[name] = value_p.detach()
 
     def to_pairs(self, x_C: Tensor) -> Tensor:
         """[p] a line's value for each of its positives."""
@@ -348,9 +402,10 @@ class Scores:
             return x
         return x.reshape(-1).index_fill(0, self.excluded, fill).view_as(x)
 
-    def log_sum_exp(self, x: Tensor) -> Tensor:
-        """[C] log sum_j w_j e^{x_j}; -inf where no candidate is left, with a gradient of zero."""
-        x = self.masked(x + self.log_weight, NEG_INF)
+    def log_sum_exp(self, x: Tensor, log_weight: Tensor | None = None) -> Tensor:
+        """[C] log sum_j w_j e^{x_j}; -inf where no candidate is left, with a gradient of zero. ``log_weight`` takes the
+        place of the corrected one."""
+        x = self.masked(x + (self.log_weight if log_weight is None else log_weight), NEG_INF)
         if x.shape[1] == 0:
             return x.new_full((x.shape[0],), NEG_INF)
         top_C = x.detach().amax(1).clamp(min=torch.finfo(x.dtype).min)
@@ -397,34 +452,38 @@ def run(
     ``tile`` is the number of lines held at a time (None: all, by plain autograd). ``gemm`` is the type products are
     taken in (None: that of the vectors); sums, log-sum-exp and loss keep the vectors' type.
 
-    Notes: ``loss`` [P] (detached), ``alive`` [P], whether the positive had any candidate, and ``excluded_share``, the
-    share of places (line, candidate) that were excluded.
+    Notes: ``loss`` [P] (detached), ``alive`` [P], whether the positive had any candidate, ``excluded_share``, the share
+    of places (line, candidate) that were excluded, and whatever the loss itself noted, [P].
     """
-    query_BD, row = loss.prepare(encoded)
+    query_BD, row, beside = loss.prepare(encoded)
     lines = Lines(encoded, loss)
     query_LD = query_BD.index_select(0, lines.query_L) if loss.per_pair else query_BD
+    similarities = {"": Similarity(query_LD, encoded.column_ND, encoded.table_TD), **beside}
     if tile is None:
-        return _run_direct(loss, lines, query_LD, row)
-    names = tuple(row)
+        return _run_direct(loss, lines, similarities, row)
     parameters = [p for p in loss.parameters() if p.requires_grad] if isinstance(loss, torch.nn.Module) else []
     notes: dict[str, Tensor] = {}
-    total = _Tiled.apply(  # type: ignore[no-untyped-call]
-        loss, lines, names, tile, gemm, notes, query_LD, encoded.column_ND, encoded.table_TD, *row.values(), *parameters
-    )
+    settings = _Settings(loss, lines, tuple(similarities), tuple(row), tile, gemm, notes)
+    vectors = [vector for similarity in similarities.values() for vector in similarity]
+    total = _Tiled.apply(settings, *vectors, *row.values(), *parameters)  # type: ignore[no-untyped-call]
     return total, notes
 
 
 def _run_direct(
-    loss: TiledLoss, lines: Lines, query_LD: Tensor, row: dict[str, Tensor]
+    loss: TiledLoss, lines: Lines, similarities: dict[str, Similarity], row: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    encoded = lines.encoded
-    own_LK = (query_LD[:, None] * encoded.table_TD[lines.slot_LK]).sum(-1)
-    scores = Scores(lines, 0, len(lines), torch.cat([query_LD @ encoded.column_ND.T, own_LK], 1), row)
+    def all_of(of: Similarity) -> Tensor:
+        own_LK = (of.line_LD[:, None] * of.table_TD[lines.slot_LK]).sum(-1)
+        return torch.cat([of.line_LD @ of.column_ND.T, own_LK], 1)
+
+    negative, *others = (all_of(similarity) for similarity in similarities.values())
+    scores = Scores(lines, 0, len(lines), negative, row, dict(zip(list(similarities)[1:], others, strict=True)))
     alive_P = scores.to_pairs(scores.alive())
     loss_P = torch.where(alive_P, loss.rows(scores), 0.0)
-    weight_P = _share(encoded, loss_P.dtype)
+    weight_P = _share(lines.encoded, loss_P.dtype)
     share = torch.tensor(len(scores.excluded) / max(scores.negative.numel(), 1))
-    return (loss_P * weight_P).sum(), {"loss": loss_P.detach(), "alive": alive_P, "excluded_share": share}
+    notes = {"loss": loss_P.detach(), "alive": alive_P, "excluded_share": share, **scores.noted}
+    return (loss_P * weight_P).sum(), notes
 
 
 def _share(encoded: Encoded, dtype: torch.dtype) -> Tensor:
@@ -433,40 +492,39 @@ def _share(encoded: Encoded, dtype: torch.dtype) -> Tensor:
     return encoded.batch.weight_P.to(dtype) / torch.where(total > 0, total, 1.0)
 
 
+class _Settings(NamedTuple):
+    """What ``_Tiled`` gets that is no tensor."""
+
+    loss: TiledLoss
+    lines: Lines
+    similarities: tuple[str, ...]
+    row: tuple[str, ...]
+    tile: int
+    gemm: torch.dtype | None
+    notes: dict[str, Tensor]
+
+
 class _Tiled(torch.autograd.Function):
     """Loss and gradient in one pass over tiles of lines; saves only gradients of vectors."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        loss: TiledLoss,
-        lines: Lines,
-        names: tuple[str, ...],
-        tile: int,
-        gemm: torch.dtype | None,
-        notes: dict[str, Tensor],
-        query_LD: Tensor,
-        column_ND: Tensor,
-        table_TD: Tensor,
-        *rest: Tensor,
-    ) -> Tensor:
-        row = dict(zip(names, rest[: len(names)], strict=True))
-        gradient = _Gradients(
-            lines, query_LD, column_ND, table_TD, row, rest[len(names) :], gemm, any(ctx.needs_input_grad)
-        )
-        weight_P = _share(lines.encoded, query_LD.dtype)
-        total = torch.zeros((), dtype=query_LD.dtype, device=query_LD.device)
+    def forward(ctx: Any, settings: _Settings, *tensors: Tensor) -> Tensor:
+        loss, lines, notes = settings.loss, settings.lines, settings.notes
+        gradient = _Gradients(settings, tensors, any(ctx.needs_input_grad))
+        like = tensors[0]
+        weight_P = _share(lines.encoded, like.dtype)
+        total = torch.zeros((), dtype=like.dtype, device=like.device)
         loss_P = torch.zeros_like(weight_P)
         alive_P = torch.zeros(len(weight_P), dtype=torch.bool, device=weight_P.device)
-        for start in range(0, len(lines), tile):
-            stop = min(start + tile, len(lines))
+        for start in range(0, len(lines), settings.tile):
+            stop = min(start + settings.tile, len(lines))
             pairs = slice(lines.pair_start[start], lines.pair_start[stop])
-            loss_P[pairs], alive_P[pairs] = gradient.tile(loss, start, stop, pairs, weight_P[pairs])
+            loss_P[pairs], alive_P[pairs], noted = gradient.tile(loss, start, stop, pairs, weight_P[pairs])
             total += loss_P[pairs] @ weight_P[pairs]
-        places = len(lines) * (gradient.n_columns + gradient.n_own)
+            for name, value_p in noted.items():
+                notes.setdefault(name, torch.zeros_like(loss_P))[pairs] = value_p
         notes["loss"], notes["alive"] = loss_P, alive_P
-        notes["excluded_share"] = torch.tensor(gradient.n_excluded / max(places, 1))
-        ctx.has_own = gradient.n_own > 0
+        notes["excluded_share"] = torch.tensor(gradient.n_excluded / max(gradient.n_places, 1))
         ctx.save_for_backward(*gradient.all())
         return total
 
@@ -475,70 +533,102 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         scaled = ctx.saved_tensors
         if outer[0] != 1:
-            scaled = tuple(saved * outer[0] for saved in scaled)
-        query, column, table, *rest = scaled
-        return (None,) * 6 + (query, column, table if ctx.has_own else None, *rest)
+            scaled = tuple(saved if saved is None else saved * outer[0] for saved in scaled)
+        return (None, *scaled)
+
+
+class _Product:
+    """The similarities of one pair of vectors, a tile at a time, and the gradients that come back."""
+
+    def __init__(self, of: Similarity, slot_LK: Tensor, gemm: torch.dtype | None) -> None:
+        self.of, self.slot_LK, self.gemm = of, slot_LK, gemm
+        self.line_low, self.column_low = self._low(of.line_LD), self._low(of.column_ND)
+        self.n_columns, self.n_own = len(of.column_ND), slot_LK.shape[1]
+        self.of_line, self.of_column = torch.zeros_like(of.line_LD), torch.zeros_like(of.column_ND)
+        self.of_table = torch.zeros_like(of.table_TD) if self.n_own else None
+        self.buffer: Tensor | None = None
+
+    def similarities(self, start: int, stop: int) -> Tensor:
+        """[C, N + K], in a buffer that the next tile uses again."""
+        if self.buffer is None:
+            shape = (stop - start, self.n_columns + self.n_own)
+            self.buffer = torch.empty(shape, dtype=self.of.line_LD.dtype, device=self.of.line_LD.device)
+        out, line_CD = self.buffer[: stop - start], self.of.line_LD[start:stop]
+        with torch.no_grad():
+            if self.gemm is None and not self.n_own:
+                torch.mm(line_CD, self.of.column_ND.T, out=out)
+            else:
+                out[:, : self.n_columns] = self.line_low[start:stop] @ self.column_low.T
+            if self.n_own:
+                own_CKD = self.of.table_TD[self.slot_LK[start:stop]]
+                out[:, self.n_columns :] = (line_CD[:, None] * own_CKD).sum(-1)
+        return out
+
+    def add(self, of_score: Tensor, start: int, stop: int) -> None:
+        """Carry the gradient of a tile's similarities to the vectors."""
+        line_CD, of_column_CN = self.of.line_LD[start:stop], of_score[:, : self.n_columns]
+        if self.gemm is None:
+            self.of_line[start:stop] += of_column_CN @ self.of.column_ND
+            self.of_column.addmm_(of_column_CN.T, line_CD)
+        else:
+            low = self._low(of_column_CN)
+            self.of_line[start:stop] += (low @ self.column_low).to(line_CD.dtype)
+            self.of_column += (low.T @ self.line_low[start:stop]).to(line_CD.dtype)
+        if self.of_table is not None:
+            slot_CK = self.slot_LK[start:stop]
+            of_own_CK1 = of_score[:, self.n_columns :, None]
+            self.of_line[start:stop] += (of_own_CK1 * self.of.table_TD[slot_CK]).sum(1)
+            self.of_table.index_add_(0, slot_CK.flatten(), (of_own_CK1 * line_CD[:, None]).flatten(0, 1))
+
+    def _low(self, x: Tensor) -> Tensor:
+        return x if self.gemm is None else x.to(self.gemm)
 
 
 class _Gradients:
-    """What a pass over the tiles adds up: gradients of query, column and table vectors, [P] inputs, parameters."""
+    """What a pass over the tiles adds up: gradients of vectors, of [P] inputs and of parameters."""
 
-    def __init__(
-        self,
-        lines: Lines,
-        query_LD: Tensor,
-        column_ND: Tensor,
-        table_TD: Tensor,
-        row: dict[str, Tensor],
-        parameters: tuple[Tensor, ...],
-        gemm: torch.dtype | None,
-        wanted: bool,
-    ) -> None:
-        self.lines, self.row, self.parameters, self.gemm, self.wanted = lines, row, parameters, gemm, wanted
-        self.query_LD, self.table_TD, self.column_ND = query_LD, table_TD, column_ND
-        self.query_low, self.column_low = self._low(query_LD), self._low(column_ND)
-        self.n_columns, self.n_own = len(column_ND), lines.slot_LK.shape[1]
-        self.of_query, self.of_column = torch.zeros_like(query_LD), torch.zeros_like(column_ND)
-        self.of_table = torch.zeros_like(table_TD if self.n_own else table_TD[:0])
-        self.of_row = {name: torch.zeros_like(value) for name, value in row.items()}
-        self.of_parameter = [torch.zeros_like(p) for p in parameters]
-        self.buffer: Tensor | None = None
+    def __init__(self, settings: _Settings, tensors: tuple[Tensor, ...], wanted: bool) -> None:
+        self.lines, self.wanted = settings.lines, wanted
+        n_vectors = 3 * len(settings.similarities)
+        n_rows = n_vectors + len(settings.row)
+        slot_LK = self.lines.slot_LK
+        self.products = {
+            name: _Product(Similarity(*tensors[3 * i : 3 * i + 3]), slot_LK, settings.gemm)
+            for i, name in enumerate(settings.similarities)
+        }
+        self.row = dict(zip(settings.row, tensors[n_vectors:n_rows], strict=True))
+        self.parameters = tensors[n_rows:]
+        self.of_row = {name: torch.zeros_like(value) for name, value in self.row.items()}
+        self.of_parameter = [torch.zeros_like(p) for p in self.parameters]
+        self.n_places = len(self.lines) * (len(tensors[1]) + slot_LK.shape[1])
         self.n_excluded = 0
 
-    def all(self) -> list[Tensor]:
-        return [self.of_query, self.of_column, self.of_table, *self.of_row.values(), *self.of_parameter]
+    def all(self) -> list[Tensor | None]:
+        """One for each tensor that came in."""
+        of_vectors = [v for p in self.products.values() for v in (p.of_line, p.of_column, p.of_table)]
+        return [*of_vectors, *self.of_row.values(), *self.of_parameter]
 
-    def tile(self, loss: TiledLoss, start: int, stop: int, pairs: slice, weight_p: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and aliveness of the positives of lines ``start`` to ``stop``; adds their gradients."""
+    def tile(
+        self, loss: TiledLoss, start: int, stop: int, pairs: slice, weight_p: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Loss, aliveness and notes of the positives of lines ``start`` to ``stop``; adds their gradients."""
         row = {name: value[pairs].detach().requires_grad_(self.wanted) for name, value in self.row.items()}
-        scores = Scores(self.lines, start, stop, self._similarities(start, stop), row)
+        negative, *others = (product.similarities(start, stop) for product in self.products.values())
+        beside = dict(zip(list(self.products)[1:], others, strict=True))
+        scores = Scores(self.lines, start, stop, negative, row, beside)
         self.n_excluded += len(scores.excluded)
         if loss.by_log_sum_exp:
-            loss_p, alive_p, of_score = self._closed(cast(LogSumExpLoss, loss), scores, pairs, weight_p)
+            loss_p, alive_p, of_scores = self._closed(cast(LogSumExpLoss, loss), scores, pairs, weight_p)
         else:
-            loss_p, alive_p, of_score = self._by_autograd(loss, scores, pairs, weight_p)
-        if of_score is not None:
-            self._to_vectors(of_score, start, stop)
-        return loss_p, alive_p
-
-    def _similarities(self, start: int, stop: int) -> Tensor:
-        if self.buffer is None:
-            shape = (stop - start, self.n_columns + self.n_own)
-            self.buffer = torch.empty(shape, dtype=self.query_LD.dtype, device=self.query_LD.device)
-        out = self.buffer[: stop - start]
-        with torch.no_grad():
-            if self.gemm is None and not self.n_own:
-                torch.mm(self.query_LD[start:stop], self.column_ND.T, out=out)
-            else:
-                out[:, : self.n_columns] = self.query_low[start:stop] @ self.column_low.T
-            if self.n_own:
-                own_CKD = self.table_TD[self.lines.slot_LK[start:stop]]
-                out[:, self.n_columns :] = (self.query_LD[start:stop, None] * own_CKD).sum(-1)
-        return out
+            loss_p, alive_p, of_scores = self._by_autograd(loss, scores, pairs, weight_p)
+        for product, of_score in zip(self.products.values(), of_scores, strict=False):
+            if of_score is not None:
+                product.add(of_score, start, stop)
+        return loss_p, alive_p, scores.noted
 
     def _closed(
         self, loss: LogSumExpLoss, scores: Scores, pairs: slice, weight_p: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """d log-sum-exp / d s_j = softmax_j, in the tile's own memory."""
         x = scores.negative
         with torch.no_grad():
@@ -554,51 +644,36 @@ class _Gradients:
         log_sum_C.requires_grad_(self.wanted)
         with torch.set_grad_enabled(self.wanted):
             loss_p = torch.where(alive_p, loss.finish(scores.to_pairs(log_sum_C), scores), 0.0)
-            wrt = [log_sum_C, *scores.row.values(), *self.parameters]
-            gradient = self._differentiate(loss_p, weight_p, wrt, pairs)
+            (gradient,) = self._differentiate(loss_p, weight_p, [log_sum_C], scores, pairs)
         if gradient is None:
-            return loss_p.detach(), alive_p, None
-        return loss_p.detach(), alive_p, x.mul_((gradient / total_C)[:, None])
+            return loss_p.detach(), alive_p, []
+        return loss_p.detach(), alive_p, [x.mul_((gradient / total_C)[:, None])]
 
     def _by_autograd(
         self, loss: TiledLoss, scores: Scores, pairs: slice, weight_p: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         alive_p = scores.to_pairs(scores.alive())
         scores.negative = scores.negative.detach().requires_grad_(self.wanted)
+        scores.beside = {name: x.detach().requires_grad_(self.wanted) for name, x in scores.beside.items()}
         with torch.set_grad_enabled(self.wanted):
             loss_p = torch.where(alive_p, loss.rows(scores), 0.0)
-            wrt = [scores.negative, *scores.row.values(), *self.parameters]
-            gradient = self._differentiate(loss_p, weight_p, wrt, pairs)
-        return loss_p.detach(), alive_p, gradient
+            leaves = [scores.negative, *scores.beside.values()]
+            gradients = self._differentiate(loss_p, weight_p, leaves, scores, pairs)
+        return loss_p.detach(), alive_p, gradients
 
-    def _differentiate(self, loss_p: Tensor, weight_p: Tensor, wrt: list[Tensor], pairs: slice) -> Tensor | None:
-        """Adds the gradients of [p] inputs and parameters; returns that of the first of ``wrt``."""
+    def _differentiate(
+        self, loss_p: Tensor, weight_p: Tensor, leaves: list[Tensor], scores: Scores, pairs: slice
+    ) -> list[Tensor | None]:
+        """Adds the gradients of [p] inputs and parameters; returns those of the leaves."""
         if not self.wanted or not loss_p.requires_grad:
-            return None
-        first, *others = torch.autograd.grad((loss_p * weight_p).sum(), wrt, allow_unused=True)
+            return [None] * len(leaves)
+        wrt = [*leaves, *scores.row.values(), *self.parameters]
+        found = torch.autograd.grad((loss_p * weight_p).sum(), wrt, allow_unused=True)
+        others = found[len(leaves) :]
         for total, part in zip(self.of_row.values(), others[: len(self.of_row)], strict=True):
             if part is not None:
                 total[pairs] += part
         for total, part in zip(self.of_parameter, others[len(self.of_row) :], strict=True):
             if part is not None:
                 total += part
-        return first
-
-    def _to_vectors(self, of_score: Tensor, start: int, stop: int) -> None:
-        query_CD = self.query_LD[start:stop]
-        of_column_CN = of_score[:, : self.n_columns]
-        if self.gemm is None:
-            self.of_query[start:stop] += of_column_CN @ self.column_ND
-            self.of_column.addmm_(of_column_CN.T, query_CD)
-        else:
-            low = self._low(of_column_CN)
-            self.of_query[start:stop] += (low @ self.column_low).to(query_CD.dtype)
-            self.of_column += (low.T @ self.query_low[start:stop]).to(query_CD.dtype)
-        if self.n_own:
-            slot_CK = self.lines.slot_LK[start:stop]
-            of_own_CK1 = of_score[:, self.n_columns :, None]
-            self.of_query[start:stop] += (of_own_CK1 * self.table_TD[slot_CK]).sum(1)
-            self.of_table.index_add_(0, slot_CK.flatten(), (of_own_CK1 * query_CD[:, None]).flatten(0, 1))
-
-    def _low(self, x: Tensor) -> Tensor:
-        return x if self.gemm is None else x.to(self.gemm)
+        return list(found[: len(leaves)])

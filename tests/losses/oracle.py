@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
+import scipy.special
 import torch
 from torch import Tensor
 
@@ -118,34 +121,80 @@ def strength_offset(case: Case, strength: float) -> float:
     return math.log(total) - math.log(shaped)
 
 
+def unit(case: Case) -> Case:
+    """The same case with vectors of unit length as the leaves."""
+    query_BD, item_MD = (
+        (x / x.norm(dim=1, keepdim=True)).detach().requires_grad_()
+        for x in (case.query_BD.detach(), case.item_MD.detach())
+    )
+    return replace(case, query_BD=query_BD, item_MD=item_MD)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One positive and the candidates its query may see."""
+
+    case: Case
+    number: int
+    exclude: str
+    settings: dict[str, Any]
+    temperature: Tensor | float
+    positive: Tensor
+    item: int
+    candidates: list[int]
+    scores: list[Tensor]
+    """Over the temperature."""
+    weights: list[float]
+    """Corrected."""
+
+    def __getitem__(self, setting: str) -> Any:
+        return self.settings[setting]
+
+    @property
+    def query(self) -> int:
+        return int(self.case.batch.of_P[self.number])
+
+    def weighted(self) -> list[Tensor]:
+        """Logs of w e^s."""
+        return [s + math.log(w) for s, w in zip(self.scores, self.weights, strict=True)]
+
+    def log_count(self, item: int) -> float:
+        return self.case.log_count_M[item].item()
+
+
 def loss(
-    case: Case, name: str, *, temperature: Tensor, correction: str, strength: float, exclude: str, **settings: float
-) -> Tensor:
-    """Weighted mean over the positives of one of the losses, by name."""
-    total = torch.zeros((), dtype=torch.float64)
-    for pair in range(len(case.batch.item_P)):
-        one = _pair_loss(case, pair, name, temperature, correction, strength, exclude, settings)
-        total = total + case.batch.weight_P[pair].double() * one
-    return total / case.batch.weight_P.double().sum()
-
-
-def _pair_loss(
     case: Case,
-    pair: int,
     name: str,
-    temperature: Tensor,
+    *,
+    temperature: Tensor | float,
     correction: str,
     strength: float,
     exclude: str,
-    settings: dict[str, float],
+    **settings: Any,
 ) -> Tensor:
-    query = case.query_BD[int(case.batch.of_P[pair])]
-    item = int(case.batch.item_P[pair])
+    """Weighted mean over the positives of one of the losses, by name."""
+    total = torch.zeros((), dtype=torch.float64)
+    for number in range(len(case.batch.item_P)):
+        pair = _pair(case, number, temperature, correction, strength, exclude, settings)
+        if pair.candidates:
+            total = total + case.batch.weight_P[number].double() * FORMULAS[name](pair)
+    return total / case.batch.weight_P.double().sum()
+
+
+def _pair(
+    case: Case,
+    number: int,
+    temperature: Tensor | float,
+    correction: str,
+    strength: float,
+    exclude: str,
+    settings: dict[str, Any],
+) -> Pair:
+    query = case.query_BD[int(case.batch.of_P[number])]
+    item = int(case.batch.item_P[number])
     positive = dot(query, case.item_MD[item]) / temperature
     offset = 0.0 if correction == "none" else strength_offset(case, strength)
-    found = candidates_of(case, pair, exclude)
-    if not found:
-        return torch.zeros((), dtype=torch.float64)
+    found = candidates_of(case, number, exclude)
     scores, weights = [], []
     for candidate, weight in found:
         shift = 0.0 if correction == "none" else strength * case.log_count_M[candidate].item() + offset
@@ -153,29 +202,123 @@ def _pair_loss(
         weights.append(weight * math.exp(-shift))
     if correction == "all":
         positive = positive - strength * case.log_count_M[item] - offset
-    weighted = [s + math.log(w) for s, w in zip(scores, weights, strict=True)]
-    if name == "softmax":
-        if settings.get("renormalise"):
-            # counts conditioned on not drawing the positive: c_j / (1 - q), q = c_p over the weight of this query's
-            # draws
-            all_weight = sum(w for _, w in candidates_of(case, pair, "none"))
-            share = math.exp(case.log_count_M[item].item()) / all_weight
-            weighted = [x + math.log1p(-min(share, 1 - 1e-6)) for x in weighted]
-        inside = exclude == "none" and any(b.of_batch for b in case.candidates.blocks)
-        return log_sum_exp(weighted if inside else [positive, *weighted]) - positive
-    if name == "bilateral":
-        return settings["exponent"] * log_sum_exp(weighted) - positive
-    if name == "bpr":
-        return _mean([softplus(s - positive) for s in scores], weights)
-    if name == "margin":
-        return _mean([torch.clamp(settings["margin"] - positive + s, min=0) for s in scores], weights)
-    if name == "binary":
-        return softplus(-positive) + settings["negative_weight"] * _mean([softplus(s) for s in scores], weights)
-    raise KeyError(name)
+    return Pair(case, number, exclude, settings, temperature, positive, item, [c for c, _ in found], scores, weights)
 
 
-def _mean(values: list[Tensor], weights: list[float]) -> Tensor:
+def _softmax(pair: Pair) -> Tensor:
+    weighted = pair.weighted()
+    if pair.settings.get("renormalise"):
+        # counts conditioned on not drawing the positive: c_j / (1 - q), q = c_p over the weight of this query's draws
+        all_weight = sum(w for _, w in candidates_of(pair.case, pair.number, "none"))
+        share = math.exp(pair.log_count(pair.item)) / all_weight
+        weighted = [x + math.log1p(-min(share, 1 - 1e-6)) for x in weighted]
+    inside = pair.exclude == "none" and any(b.of_batch for b in pair.case.candidates.blocks)
+    return log_sum_exp(weighted if inside else [pair.positive, *weighted]) - pair.positive
+
+
+def _bilateral(pair: Pair) -> Tensor:
+    return pair["exponent"] * log_sum_exp(pair.weighted()) - pair.positive
+
+
+def _bpr(pair: Pair) -> Tensor:
+    return _mean([softplus(s - pair.positive) for s in pair.scores], pair.weights)
+
+
+def _margin(pair: Pair) -> Tensor:
+    return _mean([torch.clamp(pair["margin"] - pair.positive + s, min=0) for s in pair.scores], pair.weights)
+
+
+def _binary(pair: Pair) -> Tensor:
+    noise = _mean([softplus(s) for s in pair.scores], pair.weights)
+    return softplus(-pair.positive) + pair["negative_weight"] * noise
+
+
+def _sgns(pair: Pair) -> Tensor:
+    return softplus(-pair.positive) + _sum([softplus(s) for s in pair.scores], pair.weights)
+
+
+def _nce(pair: Pair) -> Tensor:
+    counts = [pair.log_count(candidate) for candidate in pair.candidates]
+    noise = _sum([softplus(s - c) for s, c in zip(pair.scores, counts, strict=True)], pair.weights)
+    return softplus(pair.log_count(pair.item) - pair.positive) + noise
+
+
+def _gbce(pair: Pair) -> Tensor:
+    k, t = sum(pair.weights), pair["calibration"]
+    alpha = min(k / (len(pair.case.item_MD) - 1), 1.0)
+    beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)  # as printed
+    return (beta * softplus(-pair.positive) + _sum([softplus(s) for s in pair.scores], pair.weights)) / (k + 1)
+
+
+def _ccl(pair: Pair) -> Tensor:
+    hard = _mean([torch.clamp(s - pair["margin"], min=0) for s in pair.scores], pair.weights)
+    return 1 - pair.positive + pair["negative_weight"] * hard
+
+
+def _squared(pair: Pair) -> Tensor:
+    return (pair.positive - 1) ** 2 + pair["negative_weight"] * _mean([s * s for s in pair.scores], pair.weights)
+
+
+def _warp(pair: Pair) -> Tensor:
+    excess = [pair["margin"] + s - pair.positive for s in pair.scores]
+    violators = [(x, w) for x, w in zip(excess, pair.weights, strict=True) if x.item() > 0]
+    if not violators:
+        return torch.zeros((), dtype=torch.float64)
+    rank = sum(w for _, w in violators)
+    harmonic = float(scipy.special.digamma(rank + 1)) - float(scipy.special.digamma(1))
+    return harmonic / rank * _sum([x for x, _ in violators], [w for _, w in violators])
+
+
+def _adaptau(pair: Pair) -> Tensor:
+    own = pair["temperature_Q"][int(pair.case.batch.query_B[pair.query])]
+    negatives = [s / own + math.log(w) for s, w in zip(pair.scores, pair.weights, strict=True)]
+    return log_sum_exp(negatives) - pair.positive / pair["temperature_0"]
+
+
+def _adaptive(pair: Pair) -> Tensor:
+    """L_q + w L_v of JD's losses, one cosine at a time; ``base`` is the temperature tau_0 or the margin delta_0."""
+    item = pair.case.item_MD[pair.item]
+    to_item = [dot(item, pair.case.item_MD[candidate]) for candidate in pair.candidates]
+
+    def of_anchor(negative: list[Tensor], cosine: list[Tensor]) -> Tensor:
+        if pair["stop_gradient"]:
+            cosine = [c.detach() for c in cosine]
+        ease, base = [pair["alpha"] * (1 - c) for c in cosine], pair["base"]
+        room = [base + e if pair["combine"] == "additive" else base * (1 + e) for e in ease]
+        if not pair["per"]:
+            hinge = [torch.clamp(r - pair.positive + n, min=0) for n, r in zip(negative, room, strict=True)]
+            return _mean(hinge, pair.weights)
+        shift, left = (pair.positive, 0.0) if pair["per"] == "pair" else (0.0, pair.positive / base)
+        logits = [(n - shift) / r + math.log(w) for n, r, w in zip(negative, room, pair.weights, strict=True)]
+        return softplus(log_sum_exp(logits) - left)
+
+    first = of_anchor(pair.scores, to_item if pair["hardness"] == "item" else pair.scores)
+    return first + pair["symmetric"] * of_anchor(to_item, pair.scores)
+
+
+FORMULAS: dict[str, Callable[[Pair], Tensor]] = {
+    "softmax": _softmax,
+    "bilateral": _bilateral,
+    "bpr": _bpr,
+    "margin": _margin,
+    "binary": _binary,
+    "sgns": _sgns,
+    "nce": _nce,
+    "gbce": _gbce,
+    "ccl": _ccl,
+    "squared": _squared,
+    "warp": _warp,
+    "adaptau": _adaptau,
+    "adaptive": _adaptive,
+}
+
+
+def _sum(values: list[Tensor], weights: list[float]) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for value, weight in zip(values, weights, strict=True):
         total = total + weight * value
-    return total / sum(weights)
+    return total
+
+
+def _mean(values: list[Tensor], weights: list[float]) -> Tensor:
+    return _sum(values, weights) / sum(weights)

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from twotower.losses import BPR, BilateralSoftmax, BinaryCrossEntropy, Margin, RowLoss, SampledSoftmax
+from twotower.losses import (
+    BPR,
+    CCL,
+    GBCE,
+    NCE,
+    SGNS,
+    AdapTau,
+    AdaptiveMargin,
+    AdaptiveTemperature,
+    AdvInfoNCE,
+    BilateralSoftmax,
+    BinaryCrossEntropy,
+    Margin,
+    RowLoss,
+    SampledSoftmax,
+    SquaredGramian,
+    Warp,
+)
+from twotower.part import Facts
 from twotower.records import Ragged
 from twotower.scoring import encode
 
 from . import oracle
-from .oracle import Case, make_case
+from .oracle import Case, make_case, unit
 
 TILES = [None, 1, 3, 64]
 SHARED = {"temperature": 0.7, "learn_temperature": True}
@@ -40,7 +59,50 @@ LOSSES: dict[str, tuple[str, RowLoss, dict[str, float]]] = {
     ),
     "binary": ("binary", BinaryCrossEntropy(negative_weight=1.5, **SHARED), {"negative_weight": 1.5}),
     "binary negatives": ("binary", BinaryCrossEntropy(correction="negatives", **SHARED), {"negative_weight": 1.0}),
+    "sgns": ("sgns", SGNS(**SHARED), {}),
+    "sgns with the positive": ("sgns", SGNS(exclude="none", **SHARED), {}),
+    "sgns negatives": ("sgns", SGNS(correction="negatives", **SHARED), {}),
+    "nce": ("nce", NCE(**SHARED), {}),
+    "nce with the positive": ("nce", NCE(exclude="none", **SHARED), {}),
+    "gbce": ("gbce", GBCE(calibration=0.75, **SHARED), {"calibration": 0.75}),
+    "ccl": ("ccl", CCL(margin=0.2, negative_weight=3.0, **SHARED), {"margin": 0.2, "negative_weight": 3.0}),
+    "ccl negatives": (
+        "ccl", CCL(margin=-0.1, negative_weight=3.0, correction="negatives", **SHARED),
+        {"margin": -0.1, "negative_weight": 3.0},
+    ),
+    "squared": ("squared", SquaredGramian(negative_weight=2.0, **SHARED), {"negative_weight": 2.0}),
+    "squared none": ("squared", SquaredGramian(correction="none", **SHARED), {"negative_weight": 1.0}),
+    "warp": ("warp", Warp(margin=0.3, **SHARED), {"margin": 0.3}),
+    "warp none": ("warp", Warp(margin=0.3, correction="none", exclude="positives", **SHARED), {"margin": 0.3}),
 }  # fmt: skip
+
+ADAPTIVE: dict[str, AdaptiveMargin | AdaptiveTemperature] = {
+    "margin jd2023": AdaptiveMargin.jd2023(),
+    "margin learned": AdaptiveMargin(learn_alpha=True, learn_offset=True, offset=0.2, symmetric=0.3),
+    "margin multiplicative": AdaptiveMargin(combine="multiplicative", offset=0.4, correction="negatives"),
+    "margin by query": AdaptiveMargin(hardness="query", stop_gradient=False, symmetric=0.0, learn_alpha=True),
+    "margin with gradient": AdaptiveMargin(stop_gradient=False, symmetric=0.3),
+    "temperature jd2023": AdaptiveTemperature.jd2023(),
+    "temperature learned": AdaptiveTemperature(
+        temperature=0.3, learn_temperature=True, learn_alpha=True, symmetric=0.4
+    ),
+    "temperature by logit": AdaptiveTemperature(temperature=0.2, per="logit", learn_temperature=True, strength=0.5),
+    "temperature multiplicative": AdaptiveTemperature(
+        temperature=0.2, combine="multiplicative", exclude="positives", stop_gradient=False, learn_alpha=True
+    ),
+}
+
+FACTS = Facts(
+    n_items=19,
+    n_queries=7,
+    item_count_M=torch.arange(1, 20),
+    batch_size=7,
+    batch_of="queries",
+    query_count_Q=torch.ones(7, dtype=torch.int64),
+    width=4,
+)
+for _, made, _ in LOSSES.values():
+    made.setup(FACTS)
 
 CASES = {
     "pairs, shared and own": make_case(1, batch_of="pairs"),
@@ -61,26 +123,14 @@ def gradients(value: Tensor, wrt: list[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(x) if g is None else g for x, g in zip(wrt, found, strict=True)]
 
 
-@pytest.mark.parametrize("case_name", CASES)
-@pytest.mark.parametrize("loss_name", LOSSES)
-def test_equals_naive_loop(loss_name: str, case_name: str) -> None:
-    name, loss, settings = LOSSES[loss_name]
-    case = CASES[case_name]
-    loss = loss.double()
-    # the parameter is rounded to float32 when made: give it the temperature exactly, in float64
-    log_temperature = torch.tensor(0.7, dtype=torch.float64).log().requires_grad_()
-    if loss.learn_temperature:
-        loss.log_temperature.data.copy_(log_temperature)
-    want = oracle.loss(
-        case,
-        name,
-        temperature=log_temperature.exp(),
-        correction=loss.correction,
-        strength=loss.strength,
-        exclude=loss.exclude,
-        **settings,
-    )
-    want_gradients = gradients(want, [case.query_BD, case.item_MD, log_temperature][: 2 + loss.learn_temperature])
+def parameters_of(loss: RowLoss) -> dict[str, Tensor]:
+    """Float64 copies of what the loss learns, to differentiate the loop by."""
+    return {name: p.detach().clone().requires_grad_() for name, p in loss.double().named_parameters()}
+
+
+def assert_same(loss: RowLoss, case: Case, want: Tensor, leaves: dict[str, Tensor]) -> None:
+    """Value and every gradient, direct and tiled."""
+    want_gradients = gradients(want, [case.query_BD, case.item_MD, *leaves.values()])
     for tile in TILES:
         value, found, _ = evaluate(loss, case, tile)
         assert abs(value.item() - want.item()) < 1e-10, (tile, value.item(), want.item())
@@ -88,11 +138,125 @@ def test_equals_naive_loop(loss_name: str, case_name: str) -> None:
             assert (got - expected).abs().max() < 1e-10, tile
 
 
-@pytest.mark.parametrize("loss_name", [name for name, (_, loss, _) in LOSSES.items() if loss.exclude == "known"])
+@pytest.mark.parametrize("case_name", CASES)
+@pytest.mark.parametrize("loss_name", LOSSES)
+def test_equals_naive_loop(loss_name: str, case_name: str) -> None:
+    name, loss, settings = LOSSES[loss_name]
+    case, leaves = CASES[case_name], parameters_of(loss)
+    want = oracle.loss(
+        case,
+        name,
+        temperature=leaves["log_temperature"].exp() if loss.learn_temperature else loss.temperature,
+        correction=loss.correction,
+        strength=loss.strength,
+        exclude=loss.exclude,
+        **settings,
+    )
+    assert_same(loss, case, want, leaves)
+
+
+@pytest.mark.parametrize("case_name", CASES)
+@pytest.mark.parametrize("loss_name", ADAPTIVE)
+def test_adaptive_equals_naive_loop(loss_name: str, case_name: str) -> None:
+    """Also by alpha, delta_0 and tau_0, where these are learned."""
+    loss = ADAPTIVE[loss_name]
+    case, leaves = unit(CASES[case_name]), parameters_of(loss)
+    if isinstance(loss, AdaptiveMargin):
+        base = leaves.get("learned_offset", loss.offset)
+    else:
+        base = leaves["log_temperature"].exp() if loss.learn_temperature else loss.temperature
+    want = oracle.loss(
+        case,
+        "adaptive",
+        temperature=1.0,
+        base=base,
+        correction=loss.correction,
+        strength=loss.strength,
+        exclude=loss.exclude,
+        alpha=leaves.get("learned_alpha", loss.alpha),
+        **{name: getattr(loss, name, "") for name in ("combine", "hardness", "stop_gradient", "symmetric", "per")},
+    )
+    assert_same(loss, case, want, leaves)
+
+
+@pytest.mark.parametrize("case_name", CASES)
+def test_adaptau_equals_naive_loop(case_name: str) -> None:
+    """Temperatures given: they have no gradient."""
+    case = unit(CASES[case_name])
+    loss = AdapTau(beta=0.5)
+    loss.setup(FACTS)
+    loss.double()
+    loss.loss_Q[:5] = torch.tensor([0.3, 1.2, -0.4, 0.0, 2.0])  # the last two were not met yet
+    temperature_Q = loss.temperature_of(torch.arange(7))
+    want = oracle.loss(
+        case,
+        "adaptau",
+        temperature=1.0,
+        correction="none",
+        strength=1.0,
+        exclude="known",
+        temperature_Q=temperature_Q.tolist(),
+        temperature_0=1 / loss.inverse_temperature.item(),
+    )
+    assert_same(loss, case, want, {})
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("case_name", CASES)
+def test_advinfonce_equals_naive_loop(case_name: str, tile: int | None) -> None:
+    """The adversary's gradient is that of the loop with the other sign."""
+    case = CASES[case_name]
+    loss = AdvInfoNCE(temperature=0.7, width=3)
+    loss.setup(FACTS)
+    loss.double().train()
+    a_QD = loss.of_query.weight.clone().requires_grad_()
+    b_MD = loss.of_item.weight.clone().requires_grad_()
+    want = torch.zeros((), dtype=torch.float64)
+    for pair in range(len(case.batch.item_P)):
+        query = int(case.batch.of_P[pair])
+        found = oracle.candidates_of(case, pair, "known")
+        hard = [oracle.dot(a_QD[int(case.batch.query_B[query])], b_MD[j]) for j, _ in found]
+        log_mean = oracle.log_sum_exp([h + math.log(w) for h, (_, w) in zip(hard, found, strict=True)]) - math.log(
+            sum(w for _, w in found)
+        )
+        positive = oracle.dot(case.query_BD[query], case.item_MD[int(case.batch.item_P[pair])]) / 0.7
+        logits = [
+            oracle.dot(case.query_BD[query], case.item_MD[j]) / 0.7 + math.log(w) - case.log_count_M[j] + h - log_mean
+            for h, (j, w) in zip(hard, found, strict=True)
+        ]
+        want = want + case.batch.weight_P[pair] * (oracle.log_sum_exp([positive, *logits]) - positive)
+    want = want / case.batch.weight_P.sum()
+    *want_gradients, want_a, want_b = gradients(want, [case.query_BD, case.item_MD, a_QD, b_MD])
+
+    encoded = encode(case.query_BD, lambda row: case.item_MD.index_select(0, row), case.batch, case.candidates)
+    value, _ = loss(encoded, tile=tile)
+    leaves = [leaf for table in (loss.of_query, loss.of_item) for _, leaf in table.touched]
+    found_gradients = torch.autograd.grad(value, [case.query_BD, case.item_MD, *leaves], allow_unused=True)
+    assert abs(value.item() - want.item()) < 1e-10
+    for got, expected in zip(found_gradients[:2], want_gradients, strict=True):
+        assert got is not None
+        assert (got - expected).abs().max() < 1e-10
+    for table, expected in ((loss.of_query, want_a), (loss.of_item, want_b)):
+        total = torch.zeros_like(expected)
+        for (rows, leaf), gradient in zip(table.touched, found_gradients[2:][: len(table.touched)], strict=True):
+            assert leaf.shape[0] == len(rows)
+            if gradient is not None:
+                total.index_add_(0, rows, gradient)
+        found_gradients = (*found_gradients[:2], *found_gradients[2 + len(table.touched) :])
+        assert (total + expected).abs().max() < 1e-10
+
+
+EVERY: dict[str, RowLoss] = {name: loss for name, (_, loss, _) in LOSSES.items()} | dict(ADAPTIVE)
+EVERY |= {"adaptau": AdapTau(), "advinfonce": AdvInfoNCE(temperature=0.7)}
+for name in ("adaptau", "advinfonce"):
+    EVERY[name].setup(FACTS)
+
+
+@pytest.mark.parametrize("loss_name", [name for name, loss in EVERY.items() if loss.exclude == "known"])
 @pytest.mark.parametrize("tile", TILES)
 def test_excluded_candidates_get_no_gradient(loss_name: str, tile: int | None) -> None:
     """Everything is known to every query: no candidate is left, so nothing is lost and nothing moves."""
-    loss = LOSSES[loss_name][1].double()
+    loss = EVERY[loss_name].double()
     case = CASES["queries, shared and own"]
     n_items, n_queries = len(case.item_MD), len(case.batch.query_B)
     everything = Ragged(offset=torch.arange(n_queries + 1) * n_items, value=torch.arange(n_items).repeat(n_queries))
@@ -103,10 +267,25 @@ def test_excluded_candidates_get_no_gradient(loss_name: str, tile: int | None) -
     assert not notes["alive"].any()
 
 
-@pytest.mark.parametrize("loss_name", LOSSES)
+@pytest.mark.parametrize("loss_name", EVERY)
+def test_merged_columns_are_unmerged_columns_to_a_loss(loss_name: str) -> None:
+    """Repeats of a row as one column of weight m, or as many columns as there are (as vectors that are given)."""
+    loss, case = EVERY[loss_name].double(), CASES["queries, shared"]
+    in_batch, uniform = case.candidates.blocks
+    for tile in (None, 3):
+        given = dataclasses.replace(uniform, vector=case.item_MD.index_select(0, uniform.row))
+        candidates = dataclasses.replace(case.candidates, blocks=(in_batch, given))
+        value, found, _ = evaluate(loss, case, tile)
+        apart, found_apart, _ = evaluate(loss, dataclasses.replace(case, candidates=candidates), tile)
+        assert abs(value.item() - apart.item()) < 1e-10
+        for got, expected in zip(found, found_apart, strict=True):
+            assert (got - expected).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("loss_name", EVERY)
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_finite_at_extreme_scores(loss_name: str, scale: float) -> None:
-    loss = LOSSES[loss_name][1].double()
+    loss = EVERY[loss_name].double()
     case = CASES["queries, shared and own"]
     scaled = dataclasses.replace(case, query_BD=(case.query_BD.detach() * scale).requires_grad_())
     for tile in (None, 3):
@@ -115,7 +294,7 @@ def test_finite_at_extreme_scores(loss_name: str, scale: float) -> None:
         assert all(g.isfinite().all() for g in found)
 
 
-def test_merged_columns_are_unmerged_columns() -> None:
+def test_repeats_of_a_row_are_merged() -> None:
     """Repeats of a row become one column of weight m."""
     case = CASES["queries, shared"]
     encoded = encode(case.query_BD, lambda row: case.item_MD.index_select(0, row), case.batch, case.candidates)

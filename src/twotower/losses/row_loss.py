@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..part import Part
 from ..records import Encoded
-from ..scoring import DEFAULT_TILE, Correction, Exclude, Scores, positive_scores, run
+from ..scoring import DEFAULT_TILE, Correction, Exclude, Prepared, Scores, positive_scores, run
 
 
 class Loss(Part):
@@ -25,6 +25,13 @@ class Loss(Part):
 
     def constrain(self) -> None:
         """Bring learned settings back into their range; called after every step."""
+
+    def observe(self, encoded: Encoded, notes: dict[str, Tensor]) -> None:
+        """Learn from a finished step what is not learned by gradient; called once a global batch."""
+
+    def uses_counts(self) -> bool:
+        """Whether it needs the expected count of every candidate."""
+        return False
 
 
 class RowLoss(Loss):
@@ -42,6 +49,12 @@ class RowLoss(Loss):
     by_log_sum_exp: ClassVar[bool] = False
     corrects_positive: ClassVar[bool] = False
     """Whether correction ``all`` has a meaning for this loss."""
+    needs_counts: ClassVar[bool] = False
+    """Whether expected counts are part of the formula, corrected or not."""
+    needs_unit_vectors: ClassVar[bool] = False
+    """Whether the formula takes scores for cosines."""
+    positive_may_be_noise: ClassVar[bool] = False
+    """Whether the loss is meant for negatives among which the positive may be too."""
 
     temperature: float = 1.0
     learn_temperature: bool = False
@@ -63,10 +76,10 @@ class RowLoss(Loss):
                 f"loss.correction of {name}: 'all' corrects the positive's logit, which only SampledSoftmax has: "
                 "use 'negatives' or 'none'"
             )
-        if self.exclude == "none" and not self.corrects_positive:
+        if self.exclude == "none" and not (self.corrects_positive or self.positive_may_be_noise):
             raise ConfigError(
                 f"loss.exclude of {name}: 'none' leaves the positive among its own negatives, which only "
-                "SampledSoftmax can account for: use 'positives' or 'known'"
+                "SampledSoftmax, NCE and SGNS account for: use 'positives' or 'known'"
             )
         if self.exclude == "none" and self.correction == "negatives":
             raise ConfigError(
@@ -81,6 +94,10 @@ class RowLoss(Loss):
                 )
             self.log_temperature = nn.Parameter(torch.tensor(math.log(self.temperature)))
 
+    def uses_counts(self) -> bool:
+        """A correction is made of counts."""
+        return self.needs_counts or self.correction != "none"
+
     def current_temperature(self) -> Tensor | float:
         """The temperature scores are divided by."""
         return self.log_temperature.exp() if self.learn_temperature else self.temperature
@@ -91,10 +108,10 @@ class RowLoss(Loss):
         if self.learn_temperature:
             self.log_temperature.clamp_(math.log(self.min_temperature), math.log(self.max_temperature))
 
-    def prepare(self, encoded: Encoded) -> tuple[Tensor, dict[str, Tensor]]:
+    def prepare(self, encoded: Encoded) -> Prepared:
         """Query vectors over the temperature, and each positive's score."""
         query_BD = encoded.query_BD / self.current_temperature()
-        return query_BD, {"positive": positive_scores(query_BD, encoded)}
+        return Prepared(query_BD, {"positive": positive_scores(query_BD, encoded)})
 
     def rows(self, scores: Scores) -> Tensor:
         """[p] loss of each positive of a tile."""

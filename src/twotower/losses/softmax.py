@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..records import Encoded
-from ..scoring import Correction, Scores, corrected_log_count
+from ..scoring import Correction, Prepared, Scores, corrected_log_count
 from .row_loss import LogSumExpRowLoss
 
 
@@ -62,9 +62,15 @@ class SampledSoftmax(LogSumExpRowLoss):
         """
         return cls(temperature=temperature, correction="negatives", exclude="positives", renormalise=True)
 
-    def prepare(self, encoded: Encoded) -> tuple[Tensor, dict[str, Tensor]]:
+    @classmethod
+    def dssm2013(cls, *, gamma: float = 10.0) -> Self:
+        """e^{gamma cos} against a few other documents, not corrected: take ``Rotations(4)`` as negatives. Source: Huang
+        et al., CIKM 2013, equations 5 and 6."""
+        return cls(temperature=1 / gamma, correction="none", exclude="positives")
+
+    def prepare(self, encoded: Encoded) -> Prepared:
         """Also corrects the positive under ``all``, and finds log(1 - q) under ``renormalise``."""
-        query_BD, row = super().prepare(encoded)
+        query_BD, row, _ = super().prepare(encoded)
         if self.correction == "all":
             shift_P = corrected_log_count(encoded.positive_log_count_P, encoded, self.strength)
             row["positive"] = row["positive"] - shift_P.to(query_BD.dtype)
@@ -76,7 +82,7 @@ class SampledSoftmax(LogSumExpRowLoss):
             log_all_P = totals[0] if len(totals) == 1 else torch.logaddexp(totals[0], totals[1])
             share_P = (encoded.positive_log_count_P - log_all_P).exp().clamp(max=1 - 1e-6)
             row["log_rest"] = torch.log1p(-share_P).to(query_BD.dtype)
-        return query_BD, row
+        return Prepared(query_BD, row)
 
     def finish(self, log_sum_p: Tensor, scores: Scores) -> Tensor:
         """log(e^p + e^z) - p = softplus(z - p)"""

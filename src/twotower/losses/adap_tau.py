@@ -1,0 +1,164 @@
+"""A temperature for each query, found from how well the query is fitted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..part import Facts
+from ..records import Encoded
+from ..scoring import Prepared, Scores, positive_scores
+from .row_loss import RowLoss
+
+_START = 0.7
+"""Gap between positive and mean cosines assumed before it is measured."""
+
+
+class AdapTau(RowLoss):
+    """-p / t_0 + log sum_j w_j e^{s_j / t_u}: temperatures without tuning, one in all and one a query.
+
+        1 / t_0 = log(|U| |I| / (2 |D|)) / (mean cosine of positives - mean cosine of all pairs)
+        t_u = t_0 e^{W(max((L_u - L) / beta, -1/e))}
+
+    |U| queries, |I| items, |D| training pairs (queries with few pairs, below the quantile ``least``, left out); W is
+    Lambert's function; L_u the loss of the query's positives at temperature 1 when it was last met, L its mean over
+    queries. A query that is fitted badly gets a higher temperature: softer. One that was not met yet has t_0. The gap
+    of cosines is taken as .7 until ``warm_up`` epochs are over, then measured anew over every epoch. Nothing of this is
+    needed to serve: temperatures do not change a query's order of items.
+
+    ``beta = inf`` keeps the global temperature alone. ``temperature`` has no say: it is found. Scores are cosines.
+
+    Source: Chen et al., Adap-tau, WWW 2023, arXiv 2302.04775 (the authors' code, main.py and utils/losses.py).
+    """
+
+    needs_unit_vectors: ClassVar[bool] = True
+
+    beta: float = 1.0
+    warm_up: float = 100.0
+    """Epochs before the gap is measured."""
+    least: float = 0.2
+
+    inverse_temperature: Tensor = field(init=False)
+    """1 / t_0"""
+    loss_Q: Tensor = field(init=False)
+    """[Q] L_u; nan: not met yet."""
+    gap_sums: Tensor = field(init=False)
+    """[2] positives of this epoch: sum of cosines, number."""
+    query_sum: Tensor = field(init=False)
+    """[D + 1] queries of this epoch: sum of vectors, number."""
+    item_sum: Tensor = field(init=False)
+    """[D + 1] candidates of this epoch: weighted sum of vectors, weight."""
+    steps: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature != 1 or self.learn_temperature:
+            raise ConfigError(
+                f"loss.temperature of AdapTau: found {self.temperature}, but it finds its own: leave it out"
+            )
+        if not self.beta > 0:
+            raise ConfigError(
+                f"loss.beta of AdapTau: found {self.beta}, expected a positive number; inf for none a query"
+            )
+        if not 0 <= self.least < 1:
+            raise ConfigError(f"loss.least of AdapTau: found {self.least}, expected a quantile, 0 up to but not 1")
+
+    def setup(self, facts: Facts) -> None:
+        count_Q = facts.query_count_Q
+        trained = count_Q[count_Q > 0].double()
+        if not len(trained):
+            raise ConfigError("loss: AdapTau has a temperature for each query, but queries have no id: name one")
+        kept = trained[trained >= trained.quantile(self.least)]
+        odds = len(kept) * facts.n_items / (2 * float(kept.sum()))
+        self.log_odds = math.log(max(odds, 1 + 1e-6))
+        self.steps_per_epoch = facts.steps_per_epoch
+        self.register_buffer("inverse_temperature", torch.tensor(self.log_odds / _START))
+        self.register_buffer("loss_Q", torch.full((len(count_Q),), math.nan))
+        self.register_buffer("gap_sums", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("query_sum", torch.zeros(facts.width + 1, dtype=torch.float64))
+        self.register_buffer("item_sum", torch.zeros(facts.width + 1, dtype=torch.float64))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def current_temperature(self) -> Tensor | float:
+        """t_0"""
+        return 1 / self.inverse_temperature
+
+    def temperature_of(self, query: Tensor) -> Tensor:
+        """[n] t_u of query rows; t_0 where a query was not met yet, or has no row (-1)."""
+        loss = self.loss_Q[query.clamp(min=0)]
+        met_Q = ~self.loss_Q.isnan()
+        mean = torch.where(met_Q, self.loss_Q, 0.0).sum() / met_Q.sum().clamp(min=1)
+        excess = torch.where(loss.isnan() | (query < 0), 0.0, (loss - mean) / self.beta)
+        return lambert(excess.clamp(-math.exp(-1), 1000.0)).exp() / self.inverse_temperature
+
+    def prepare(self, encoded: Encoded) -> Prepared:
+        """Cosines as they are; positives over t_0."""
+        positive_P = positive_scores(encoded.query_BD, encoded)
+        return Prepared(encoded.query_BD, {"positive": positive_P})
+
+    def rows(self, scores: Scores) -> Tensor:
+        """log sum_j w_j e^{s_j / t_u} - p / t_0"""
+        positive_p = scores.row["positive"]
+        inverse_C = (1 / self.temperature_of(scores.query_C)).to(positive_p.dtype)
+        with torch.no_grad():
+            scores.note("at_one", scores.to_pairs(scores.log_sum_exp(scores.negative)) - positive_p)
+            scores.note("cosine", positive_p)
+        negative_p = scores.to_pairs(scores.log_sum_exp(scores.negative * inverse_C[:, None]))
+        return negative_p - positive_p * self.inverse_temperature.to(positive_p.dtype)
+
+    @torch.no_grad()
+    def observe(self, encoded: Encoded, notes: dict[str, Tensor]) -> None:
+        """Remember each query's loss; at the end of an epoch measure the gap anew."""
+        self._remember_losses(encoded, notes)
+        shared = encoded.shared
+        log_share_N = shared.log_weight - torch.nan_to_num(shared.log_count)  # an item drawn stands for 1 / c items
+        weight_N = log_share_N.double().exp()
+        vectors = ((self.query_sum, encoded.query_BD.double(), torch.ones_like(encoded.query_BD[:, 0]).double()),)
+        for total, vector, weight in (*vectors, (self.item_sum, encoded.column_ND.double(), weight_N)):
+            total += torch.cat([weight @ vector, weight.sum()[None]])
+        self.gap_sums += torch.stack(
+            [notes["cosine"].double().sum(), notes["cosine"].double().new_tensor(len(notes["cosine"]))]
+        )
+        self.steps += 1
+        if int(self.steps) % self.steps_per_epoch == 0:
+            if int(self.steps) >= self.warm_up * self.steps_per_epoch:
+                self._measure()
+            for total in (self.gap_sums, self.query_sum, self.item_sum):
+                total.zero_()
+
+    def _remember_losses(self, encoded: Encoded, notes: dict[str, Tensor]) -> None:
+        batch, alive_P = encoded.batch, notes["alive"]
+        query_P = batch.query_B.index_select(0, batch.of_P)
+        use_P = alive_P & (query_P >= 0)
+        rows, at = query_P[use_P].unique(return_inverse=True)
+        total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        total.index_add_(0, at, notes["at_one"][use_P].double())
+        self.loss_Q[rows] = (total / at.bincount(minlength=len(rows))).to(self.loss_Q.dtype)
+
+    def _measure(self) -> None:
+        positive = self.gap_sums[0] / self.gap_sums[1]
+        mean = (self.query_sum[:-1] / self.query_sum[-1]) @ (self.item_sum[:-1] / self.item_sum[-1])
+        gap = positive - mean
+        if bool(gap > 0):  # before anything is learnt positives are no nearer than others
+            self.inverse_temperature.copy_(self.log_odds / gap)
+
+
+def lambert(x: Tensor) -> Tensor:
+    """W(x), the solution of w e^w = x with w >= -1, for x >= -1/e.
+
+    By Newton's steps from above, log(1 + x) or -1 + sqrt(2 (e x + 1)): w e^w is convex there, so they never overshoot.
+
+    Source: Corless et al., On the Lambert W function, Adv. Comput. Math. 5 (1996), equations 4.22 and 5.8.
+    """
+    x = x.double()
+    w = -1 + (2 * (math.e * x + 1).clamp(min=0)).sqrt()
+    w = torch.where(x > 0, torch.minimum(w, x.clamp(min=0).log1p()), w)
+    for _ in range(12):
+        slope = w.exp() * (w + 1)
+        w = w - torch.where(slope > 1e-12, (w * w.exp() - x) / slope.clamp(min=1e-12), 0.0)
+    return w
