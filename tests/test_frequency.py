@@ -140,11 +140,43 @@ def test_of_several_hash_functions_the_largest_gap_is_believed() -> None:
 
 
 def test_what_was_never_seen_has_the_initial_gap_and_later_the_age_of_the_stream() -> None:
-    frequency = started(StreamingFrequency(initial_gap=100.0))
+    frequency = started(StreamingFrequency(initial_gap=100.0, warm_up=False))
     assert gap(frequency, 5) == pytest.approx(100.0, rel=1e-6)
     for _ in range(149):
         frequency.observe(torch.tensor([0]))
     assert gap(frequency, 5) == pytest.approx(150.0, rel=1e-6)  # not in 149 batches, and the next is number 150
+
+
+def test_what_was_never_seen_has_what_good_and_turing_give_it() -> None:
+    """Of 40 items 3 came: one in every batch, two once; 37 are to come at (2 + 1) / t a batch, all together."""
+    frequency = StreamingFrequency(initial_gap=10.0)
+    frequency.setup(facts([1] * 40))
+    for batch in ([0, 0, 7], [0], [0, 0], [0, 9], *[[0]] * 16):
+        frequency.observe(torch.tensor(batch))
+    assert gap(frequency, 5) == pytest.approx(37 * 21 / 3, rel=1e-6)
+    frequency.observe(torch.tensor([7]))  # now one came once
+    assert gap(frequency, 5) == pytest.approx(37 * 22 / 2, rel=1e-6)
+    frequency.observe(torch.tensor([9]))  # none did: 37 t would be too bold
+    assert gap(frequency, 5) == pytest.approx(25 * 23, rel=1e-6)
+
+
+def test_items_that_never_come_are_told_from_those_that_will() -> None:
+    """600 of 1000 items never come, the others by Zipf's law in three shuffled passes. With a tenth of the catalogue
+    drawn uniformly beside, the weight of never seen items sums to nearly their number; 1 / t leaves half of it out."""
+    rng, n_items, live = generator(), 1000, 400
+    row = torch.arange(n_items)
+    events = torch.multinomial(1 / torch.arange(1, live + 1).float(), 4000, replacement=True, generator=rng)
+    plain, counted = (StreamingFrequency(warm_up=on) for on in (False, True))
+    for frequency in (plain, counted):
+        frequency.setup(facts([1] * n_items))
+        for _ in range(3):
+            for batch in events[torch.randperm(len(events), generator=rng)].split(20):
+                frequency.observe(batch)
+    never = row[~torch.isin(row, events)]
+    uniform = 1 / 1000  # one item drawn uniformly
+    share = [float((uniform / (f.log_presence(never).exp() + uniform)).mean()) for f in (plain, counted)]
+    assert share[0] < 0.45
+    assert share[1] > 0.9
 
 
 def test_what_stops_coming_fades_after_the_patience() -> None:
@@ -201,6 +233,8 @@ def test_settings_out_of_range_are_refused() -> None:
         StreamingFrequency(hashes=0)
     with pytest.raises(ConfigError, match="initial_gap is 0, expected at least 1"):
         StreamingFrequency(initial_gap=0)
+    with pytest.raises(ConfigError, match="burn_in is -1, expected 0 or more epochs"):
+        StreamingFrequency(burn_in=-1)
     with pytest.raises(ConfigError, match="patience is 0, expected at least 1"):
         StreamingFrequency(patience=0)
 

@@ -17,6 +17,9 @@ from torch import Tensor
 from .errors import ConfigError
 from .part import Facts, Part
 
+_MOST_UNSEEN = 25.0
+"""The gap of an item that was never seen is at most so many times as long as it was waited for."""
+
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
@@ -24,6 +27,10 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 class Frequency(Part):
     """The presence of items: P(item is in the global batch), as known before that batch."""
+
+    def epochs_ahead(self) -> float:
+        """Epochs of batches it wants to have observed before the first step."""
+        return 0.0
 
     def log_presence(self, row: Tensor) -> Tensor:
         """Item rows of any shape -> float32 of that shape, at most 0."""
@@ -58,7 +65,7 @@ class ExactFrequency(Frequency):
                 f"ExactFrequency: an item is counted {count_M.max():.0f} times among {total} queries, expected at most"
                 " once a query; batches of queries need the number of training queries that have each item"
             )
-        log_presence_M = _log_of_at_least_one(count_M / max(total, 1), facts.batch_size - 1)
+        log_presence_M = log_of_at_least_one(count_M / max(total, 1), facts.batch_size - 1)
         # Follows from the data, so it is not saved: tomorrow's run counts tomorrow's events.
         self.register_buffer("log_presence_M", log_presence_M.float(), persistent=False)
 
@@ -66,7 +73,7 @@ class ExactFrequency(Frequency):
         return self.log_presence_M[row]
 
 
-def _log_of_at_least_one(q: Tensor, tries: int) -> Tensor:
+def log_of_at_least_one(q: Tensor, tries: int) -> Tensor:
     """log(1 - (1 - q)^tries), with no digits lost where q is tiny; -inf where there is no chance."""
     if tries < 1:
         return torch.full_like(q, -math.inf)
@@ -97,9 +104,20 @@ class StreamingFrequency(Frequency):
     itself, of which a mean of gaps is an unbiased estimate. Without it a bucket forgets its initial gap only
     after some 1/alpha touches, which an item of the tail never gets: on the demo data that costs .04 of tail recall.
 
-    A bucket never touched has the gap max(initial_gap, t): not seen in t batches. The first touch is an update like any
-    other, with t for its gap. Once settled, an estimate of presence p has the relative standard deviation
+    A bucket never touched has the gap max(initial_gap, t): not seen in t batches. With ``warm_up`` it has what Good and
+    Turing would give it: n_1 buckets were touched once in t batches, so new ones come n_1 / t a batch, and of M items
+    n_0 are still to come:
+
+        presence of each = (n_1 + 1) / (n_0 t), its gap at most 25 t
+
+    For a catalogue half of which never comes, 1 / t would keep saying that it soon will. (The bound is for the day on
+    which something new does come: a candidate's weight is its gap.) The first touch is an update like any other, with t
+    for its gap. Once settled, an estimate of presence p has the relative standard deviation
     sqrt(alpha / (2 - alpha) (1 - p)) and the relative bias alpha / 2 (1 - p): 7% and 0.5% for rare items, alpha = 0.01.
+
+    ``burn_in`` epochs of batches, in orders of their own, are observed before the first step. In the first pass over a
+    data set everything is new, and the first gaps are too short; where all of it is at hand, two passes over the ids,
+    which cost next to nothing, put that behind.
 
     ``buckets`` is the size of each hash function's own table; with ten times as many buckets as live items one item in
     ten shares its bucket. Rows are hashed, so they must keep their meaning as long as the state is kept.
@@ -107,7 +125,8 @@ class StreamingFrequency(Frequency):
     Raises ConfigError where a setting is out of its range.
 
     Source: Yi et al., Sampling-bias-corrected neural modeling for large corpus item recommendations (RecSys 2019),
-    Algorithms 2 and 3, Equation 6. Hashing: Steele, Lea and Flood, Fast splittable pseudorandom number generators
+    Algorithms 2 and 3, Equation 6. Never seen: Good, The population frequencies of species, Biometrika 40 (1953),
+    Equation 9. Hashing: Steele, Lea and Flood, Fast splittable pseudorandom number generators
     (OOPSLA 2014).
     """
 
@@ -117,6 +136,7 @@ class StreamingFrequency(Frequency):
     initial_gap: float = 100.0
     patience: float = 5.0
     warm_up: bool = True
+    burn_in: float = 0.0
 
     last_HB: Tensor = field(init=False)
     """[hashes, buckets] the batch that last touched a bucket, counted from 1; 0: never."""
@@ -126,12 +146,18 @@ class StreamingFrequency(Frequency):
     """[hashes, buckets] batches that touched a bucket."""
     step: Tensor = field(init=False)
     """Batches observed."""
+    touched_H: Tensor = field(init=False)
+    """[hashes] buckets that were ever touched."""
+    once_H: Tensor = field(init=False)
+    """[hashes] buckets touched by one batch."""
+    n_items: int = field(init=False)
 
     def __post_init__(self) -> None:
         _require(1 <= self.buckets <= 2**31, "buckets", self.buckets, "1 to 2**31")
         _require(self.hashes >= 1, "hashes", self.hashes, "at least 1")
         _require(0 < self.alpha <= 1, "alpha", self.alpha, "above 0, at most 1")
         _require(1 <= self.initial_gap < math.inf, "initial_gap", self.initial_gap, "at least 1 batch")
+        _require(0 <= self.burn_in < math.inf, "burn_in", self.burn_in, "0 or more epochs")
         _require(self.patience >= 1, "patience", self.patience, "at least 1 gap; inf for no fading")
 
     def setup(self, facts: Facts) -> None:
@@ -140,27 +166,49 @@ class StreamingFrequency(Frequency):
         self.register_buffer("gap_HB", torch.full(shape, float(self.initial_gap), device=device))
         self.register_buffer("touches_HB", torch.zeros(shape, dtype=torch.int32, device=device))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device))
+        for name in ("touched_H", "once_H"):
+            self.register_buffer(name, torch.zeros(self.hashes, dtype=torch.int64, device=device))
+        self.n_items = facts.n_items
+
+    def epochs_ahead(self) -> float:
+        return self.burn_in
 
     def log_presence(self, row: Tensor) -> Tensor:
         place = self._place(row)
         last, mean_gap = self.last_HB.view(-1)[place], self.gap_HB.view(-1)[place]
         now = self.step + 1
         faded = torch.maximum(mean_gap, (now - last) / self.patience)
-        gap = torch.where(last == 0, now.clamp(min=self.initial_gap).to(faded.dtype), faded)
+        unseen = self._unseen_gap().view(-1, *(1 for _ in row.shape))
+        gap = torch.where(last == 0, unseen.to(faded.dtype), faded)
         return -gap.amax(0).clamp(min=1).log()
+
+    def _unseen_gap(self) -> Tensor:
+        """[hashes] gap of a bucket never touched."""
+        now = (self.step + 1).to(self.gap_HB.dtype)
+        least = now.clamp(min=self.initial_gap).expand(self.hashes)
+        if not self.warm_up:
+            return least
+        to_come_H = (self.n_items - self.touched_H).clamp(min=1)
+        return torch.maximum(least, torch.minimum(to_come_H * now / (self.once_H + 1), _MOST_UNSEEN * now))
 
     @torch.no_grad()
     def observe(self, item_P: Tensor) -> None:
-        place = self._place(item_P).view(-1)
+        # Each bucket once: going through the items one by one would add a gap of 0 for each repeat.
+        place = self._place(item_P).unique()
         last, mean_gap, touches = self.last_HB.view(-1), self.gap_HB.view(-1), self.touches_HB.view(-1)
         self.step += 1
         touch = touches[place] + 1
         share = (1 / touch).clamp(min=self.alpha) if self.warm_up else self.alpha
-        # A bucket that is listed twice is written twice with the same number, made of its state before this batch: one
-        # update. Going through the items one by one would add a gap of 0 for each repeat.
+        first_H, second_H = (self._per_hash(place[touch == number]) for number in (1, 2))
+        self.touched_H += first_H
+        self.once_H += first_H - second_H
         mean_gap[place] = (1 - share) * mean_gap[place] + share * (self.step - last[place])
         touches[place] = touch
         last[place] = self.step
+
+    def _per_hash(self, place: Tensor) -> Tensor:
+        """[hashes] how many of some places lie in each hash function's table."""
+        return (place // self.buckets).bincount(minlength=self.hashes)
 
     def _place(self, row: Tensor) -> Tensor:
         """[...] -> [hashes, ...] places in the flattened tables: the item's bucket in that of each hash function."""
