@@ -60,3 +60,18 @@ def batch_of(item: list[int] | Tensor) -> Batch:
         weight_P=torch.ones(n),
         known=Ragged(offset=torch.arange(n + 1), value=item_P),
     )
+
+
+def batch_of_queries(items: list[list[int]]) -> Batch:
+    """A batch of queries without features, with these positives each."""
+    length = torch.tensor([len(own) for own in items])
+    item_P = torch.tensor([item for own in items for item in own])
+    offset = torch.cat([torch.zeros(1, dtype=torch.int64), length.cumsum(0)])
+    return Batch(
+        query={},
+        query_B=torch.arange(len(items)),
+        item_P=item_P,
+        of_P=torch.repeat_interleave(torch.arange(len(items)), length),
+        weight_P=torch.ones(len(item_P)),
+        known=Ragged(offset=offset, value=item_P),
+    )

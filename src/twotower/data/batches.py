@@ -242,6 +242,7 @@ class TrainingBatches:
             batch_of=self.batch_of,
             query_count_Q=self.pairs.offset[1:] - self.pairs.offset[:-1],
             steps_per_epoch=self.steps_per_epoch,
+            pairs=Ragged(offset=self.pairs.offset, value=self.pairs.item, weight=self.pairs.weight),
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:

@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..errors import DataError, SchemaError
-from ..schema import Schema, Time
+from ..schema import Reward, Schema, Time
 from .arrow import TimeUnit, did_you_mean, mask_of, microseconds, numbers
 from .catalogue import Side, ids_of
 from .raw_columns import column_groups, columns_of
 from .readers import Chunk, Source, chunks, column_names, naming
-from .report import BAD_TIME, BAD_WEIGHT, NO_ITEM, NO_QUERY, UNKNOWN_ITEM, UNKNOWN_QUERY, Tally
+from .report import BAD_PER, BAD_TIME, BAD_WEIGHT, NO_ITEM, NO_QUERY, UNKNOWN_ITEM, UNKNOWN_QUERY, Tally
 from .vocabulary import one_array, text_form
 
 PARTS = ("train", "valid", "test")
@@ -59,7 +59,8 @@ class Events:
         self._schema, self._types = schema.interactions, types
         self._query, self._item = sides
         context = [column for group in column_groups(list(schema.context.values())) for column in group]
-        columns = [self._schema.item, self._schema.query, self._schema.time, self._schema.weight, self._schema.split]
+        named = (self._schema.item, self._schema.query, self._schema.time)
+        columns = [*named, *self._schema.weight_columns, self._schema.split]
         attributes = [column for side in sides for column in side.columns_from_events]
         self._columns = list(dict.fromkeys(c for c in [*columns, *context, *attributes] if c is not None))
         self._time_is_feature = _time_is_feature(schema)
@@ -141,12 +142,16 @@ class Events:
         return table, time_us
 
     def _weights(self, table: pa.Table, causes: _Causes) -> NDArray[np.float32]:
-        if self._schema.weight is None:
+        rule = self._schema.weight
+        if rule is None:
             return np.ones(len(table), np.float32)
-        value = numbers(one_array(table[self._schema.weight]), self._schema.weight)
+        amount, *per = (numbers(one_array(table[name]), name) for name in self._schema.weight_columns)
+        for whole in per:
+            causes.mark(BAD_PER, ~(whole > 0))
+        value = rewards(rule, amount, *per) if isinstance(rule, Reward) else amount
         with np.errstate(over="ignore"):
             weight = value.astype(np.float32)
-        causes.mark(BAD_WEIGHT, ~(np.isfinite(weight) & (weight >= 0)))
+        causes.mark(BAD_WEIGHT, ~(np.isfinite(weight) & (amount >= 0)))
         return weight
 
     def _parts(self, chunk: Chunk, group: Group) -> NDArray[np.int8] | None:
@@ -187,6 +192,13 @@ class _Causes:
     def none(self) -> NDArray[np.bool_]:
         """The rows that stay."""
         return np.asarray(self._cause == 0, bool)
+
+
+def rewards(rule: Reward, amount: NDArray[np.float64], per: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """[n] reward of each event by the rule; means nothing where ``per`` is not positive."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        x = amount if per is None else amount / per
+        return np.where(x < rule.zero_below, 0.0, np.minimum(x / rule.one_from, 1.0))
 
 
 def _replaced(table: pa.Table, column: str, values: pa.Array) -> pa.Table:

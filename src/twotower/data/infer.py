@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError, DataError
-from ..schema import Categorical, Categories, Feature, History, Id, Interactions, Schema, Text, Time
+from ..schema import Categorical, Categories, Feature, History, Id, Interactions, Reward, Schema, Text, Time
 from .arrow import TimeUnit
 from .events import PARTS
 from .profile import ColumnProfile, TableProfile, profile
@@ -24,6 +24,7 @@ from .readers import Source, reads_once
 from .suggest import (
     Side,
     Verdict,
+    graded_reward,
     has_own_name,
     holds_only,
     is_label,
@@ -61,6 +62,7 @@ _LABEL_NAMES = (
     *("is_positive", "positive", "label", "is_click", "click", "clicked", "is_like", "like", "liked", "purchased"),
     *("purchase", "bought", "converted", "target"),
 )
+_GRADED = "0 for what was hardly watched, 1 for a whole view"
 _PAIRS_OF_WORDS = ({"source", "target"}, {"src", "dst"}, {"from", "to"})
 
 
@@ -200,6 +202,8 @@ class _Roles:
     time: str | None
     time_unit: TimeUnit
     weight: str | None
+    graded: Reward | None
+    """A graded weight that is offered instead."""
     split: str | None
     has_valid: bool
     """The split column names validation events."""
@@ -405,6 +409,7 @@ def _find_roles(
         time=None if time is None else time.name,
         time_unit="s" if time is None else time.epoch_unit() or "s",
         weight=_weight([column for column in columns if column.name not in taken]),
+        graded=graded_reward([column for column in columns if column.name not in taken]),
         split=None if split is None else split.name,
         has_valid=split is not None and not holds_only(split, ("train", "test")),
         query_is_item=query is not None and _is_item_too(query, item, item_key, of_item),
@@ -693,6 +698,7 @@ def _interactions_lines(roles: _Roles) -> list[str]:
     lines += [f"time = {_value(roles.time)}"] if roles.time is not None else []
     lines += [f"time_unit = {_value(roles.time_unit)}"] if roles.time_unit != "s" else []
     lines += [f"weight = {_value(roles.weight)}  # 0: shown, but not chosen"] if roles.weight is not None else []
+    lines += [f"# weight = {_inline_table(roles.graded)}  # graded: {_GRADED}"] if roles.graded is not None else []
     lines += [f"split = {_value(roles.split)}"] if roles.split is not None else []
     lines += ["query_is_item = true"] if roles.query_is_item else []
     return [*lines, ""]
@@ -707,14 +713,10 @@ def _section_lines(section: str, what: str, found: list[_Suggestion]) -> list[st
 
 def _feature_line(suggestion: _Suggestion) -> str:
     feature = suggestion.feature
-    settings = {"kind": type(feature).__name__} | {
-        field.name: getattr(feature, field.name)
-        for field in dataclasses.fields(feature)
-        if getattr(feature, field.name) != field.default
-    }
-    inside = ", ".join(f"{setting} = {_value(value)}" for setting, value in settings.items())
     name = suggestion.name if re.fullmatch(r"[A-Za-z0-9_-]+", suggestion.name) else _value(suggestion.name)
-    line = f"{name} = {{ {inside} }}" + (f"  # {_plain(suggestion.note)}" if suggestion.note else "")
+    line = f"{name} = {_inline_table(feature, kind=True)}" + (
+        f"  # {_plain(suggestion.note)}" if suggestion.note else ""
+    )
     return line if suggestion.is_active else f"# {line}"
 
 
@@ -728,6 +730,17 @@ def _split_lines(roles: _Roles) -> list[str]:
     else:
         lines += ['kind = "RandomSplit"  # there is no time to split by', "valid = 0.1", "test = 0.1"]
     return [*lines, ""]
+
+
+def _inline_table(settings: Feature | Reward, *, kind: bool = False) -> str:
+    """The settings that are not the default."""
+    chosen = {"kind": type(settings).__name__} if kind else {}
+    chosen |= {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(settings)
+        if getattr(settings, field.name) != field.default
+    }
+    return "{ " + ", ".join(f"{name} = {_value(value)}" for name, value in chosen.items()) + " }"
 
 
 def _value(value: object) -> str:

@@ -7,6 +7,7 @@ Nothing is left out in silence. An event is left out, and counted under the firs
 
     its item id or its query id is missing or empty;
     its time is missing, can't be read, or is not between 1970 and 2200 (what a wrong ``time_unit`` looks like);
+    what its weight is a share of (``weight.per``) is missing or not positive;
     its weight is missing, negative or not finite;
     there is an item file (query file) and its item (query) is not in it;
     it repeats an earlier event: same query, item, moment and part of a given split, whatever its context.

@@ -39,7 +39,7 @@ def column_types(schema: Schema) -> dict[str, pa.DataType]:
         *((column, pa.string()) for column in (events.item, events.query, events.split)),
         *((column, pa.string()) for column in (schema.item_key, schema.query_key)),
         (events.time, pa.timestamp("us")),
-        (events.weight, pa.float64()),
+        *((column, pa.float64()) for column in events.weight_columns),
     ]
     for _, _, feature in schema.features():
         wishes += columns_of(feature).items()

@@ -14,6 +14,7 @@ NO_ITEM = "item id missing"
 NO_QUERY = "query id missing"
 BAD_TIME = "time missing, unreadable or not in 1970-2200"
 BAD_WEIGHT = "weight missing, negative or not finite"
+BAD_PER = "weight.per missing, not positive or not finite"
 UNKNOWN_ITEM = "item not in the item file"
 UNKNOWN_QUERY = "query not in the query file"
 DUPLICATE = "repeats an earlier event"
@@ -22,7 +23,7 @@ REPEATED_KEY = "id already there"
 
 EXAMPLES = 3
 """Rows that are shown of each cause."""
-_EXAMPLE_COLUMNS = 4  # of events: item, query, time and weight
+_EXAMPLE_COLUMNS = 5  # of events: item, query, time, and weight with what it is a share of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..schema import Categorical, Categories, Feature, Number, Time, Vector
+from ..schema import Categorical, Categories, Feature, Number, Reward, Time, Vector
 from .arrow import numbers
 from .profile import ColumnProfile
 from .vocabulary import hash64, one_array
@@ -52,6 +52,12 @@ _OUTCOME_WORDS = {
     *("convert", "conversion", "label", "positive", "reward", "revenue", "quantity", "qty", "amount", "reply"),
     *("enter", "skip", "skipped", "listen", "save", "saved", "favorite", "favourite", "review", "target", "outcome"),
 }
+_WATCH_WORDS = {"watch", "watched", "play", "played", "view", "viewed", "listen", "listened", "read"}
+_SHARE_WORDS = {"ratio", "share", "fraction", "progress", "completion"}
+_LENGTH_WORDS = {"duration", "length"}
+_UNIT_WORDS = {"ms", "s", "sec", "secs", "second", "seconds", "minutes"}
+_HARDLY_WATCHED = 0.1
+"""Share of an item below which a reward of 0 is suggested."""
 
 
 Side = Literal["query", "context", "item"]
@@ -204,6 +210,21 @@ def is_label(column: ColumnProfile) -> bool:
 def is_outcome(column: ColumnProfile) -> bool:
     """Whether its name says what came of an event."""
     return bool(_OUTCOME_WORDS & set(words_of(column.name)))
+
+
+def graded_reward(columns: Sequence[ColumnProfile]) -> Reward | None:
+    """A reward by how much of the item was watched: a share of it, or a time and the item's duration in one unit."""
+    numeric = [(c, set(words_of(c.name))) for c in columns if c.kind in ("whole", "fraction") and c.low >= 0]
+    for column, words in numeric:
+        if words & _WATCH_WORDS and words & _SHARE_WORDS and column.kind == "fraction" and _median(column) <= 1:
+            return Reward(column=column.name, zero_below=_HARDLY_WATCHED)
+    for column, words in numeric:
+        for per, per_words in numeric:
+            is_time = bool(words & _WATCH_WORDS and words & {"time", *_LENGTH_WORDS, *_UNIT_WORDS})
+            is_whole = bool(per_words & _LENGTH_WORDS and not per_words & _WATCH_WORDS)
+            if is_time and is_whole and words & _UNIT_WORDS == per_words & _UNIT_WORDS:
+                return Reward(column=column.name, per=per.name, zero_below=_HARDLY_WATCHED)
+    return None
 
 
 def holds_only(column: ColumnProfile, values: Sequence[str]) -> bool:

@@ -1,12 +1,12 @@
 """Samplers of negatives. A new one is a file, a line in ``Negatives`` and a test."""
 
 from .alias import AliasTable
-from .batch import InBatch
+from .batch import InBatch, Rotations
 from .mixture import Mixture
 from .sampler import Density, Look, Sampler, propose
 from .static import Catalogue, Popularity, Uniform
 
-Negatives = Catalogue | InBatch | Mixture | Popularity | Uniform
+Negatives = Catalogue | InBatch | Mixture | Popularity | Rotations | Uniform
 """Every sampler there is: the type of the setting, and the list that contract tests and the docs table go through."""
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Mixture",
     "Negatives",
     "Popularity",
+    "Rotations",
     "Sampler",
     "Uniform",
     "propose",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..part import Part
 from ..records import Batch, Block, Candidates, Encoded
 
@@ -60,6 +61,12 @@ class Sampler(Part):
         from .mixture import Mixture  # a mixture is itself a sampler
 
         return Mixture(parts=(self, other))
+
+
+def require_some(sampler: Sampler, n: int) -> None:
+    """ConfigError where a sampler is to draw nothing."""
+    if n < 1:
+        raise ConfigError(f"{type(sampler).__name__}: n is {n}, expected at least 1; leave the sampler out for none")
 
 
 def propose(sampler: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> Candidates:

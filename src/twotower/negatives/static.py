@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..part import Facts
 from ..records import Batch, Block
 from .alias import AliasTable
-from .sampler import Look, Sampler
+from .sampler import Look, Sampler, require_some
 
 
 class Uniform(Sampler):
@@ -31,7 +31,7 @@ class Uniform(Sampler):
     n_items: int = field(init=False)
 
     def __post_init__(self) -> None:
-        _require_some(self, self.n)
+        require_some(self, self.n)
 
     def setup(self, facts: Facts) -> None:
         self.n_items = facts.n_items
@@ -85,7 +85,7 @@ class Popularity(Sampler):
     table: AliasTable = field(init=False)
 
     def __post_init__(self) -> None:
-        _require_some(self, self.n)
+        require_some(self, self.n)
         if self.smoothing < 0:
             raise ConfigError(f"Popularity: smoothing is {self.smoothing}, expected 0 or more events")
 
@@ -107,11 +107,6 @@ class Popularity(Sampler):
 
     def log_count(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
         return self.log_probability_M[row] + math.log(self.n)
-
-
-def _require_some(sampler: Sampler, n: int) -> None:
-    if n < 1:
-        raise ConfigError(f"{type(sampler).__name__}: n is {n}, expected at least 1; leave the sampler out for none")
 
 
 def _shape(n: int, per_query: bool, batch: Batch) -> tuple[int, ...]:
