@@ -1,16 +1,19 @@
 """Exact, tie-safe evaluation of a retrieval model over the full catalogue. It gets vectors, not models."""
 
+from .batch_recall import batch_recall
 from .compare import PairedDifference, paired_difference
 from .evaluate import evaluate
 from .metrics import METRICS
 from .ranks import Positions, Ranks
-from .report import Evaluation, SliceSize, check_metric, metric_names
+from .report import MODEL, BatchRecall, Evaluation, SliceSize, check_metric, metric_names
 from .slices import SLICES, Slices
 from .topk import TopK, top_k, top_k_and_ranks
 
 __all__ = [
     "METRICS",
+    "MODEL",
     "SLICES",
+    "BatchRecall",
     "Evaluation",
     "PairedDifference",
     "Positions",
@@ -18,6 +21,7 @@ __all__ = [
     "SliceSize",
     "Slices",
     "TopK",
+    "batch_recall",
     "check_metric",
     "evaluate",
     "metric_names",

@@ -12,10 +12,11 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from ..records import Ragged
 from .baselines import RandomOrder, popularity_vectors
+from .batch_recall import batch_recall as batch_recall_of
 from .inputs import check_lists, check_vectors, pairs
 from .metrics import METRICS, recall
 from .ranks import Ranks
-from .report import MODEL, Evaluation, SliceSize, metric_names
+from .report import MODEL, BatchRecall, Evaluation, SliceSize, metric_names
 from .slices import SLICES, Slices
 from .topk import top_k_and_ranks
 
@@ -32,6 +33,7 @@ def evaluate(
     k: Sequence[int] = (10, 100),
     tail_max: int = 50,
     head_share: float = 0.5,
+    batch_recall: int | None = None,
     baselines: bool = True,
     memory_mb: float = 256.0,
 ) -> Evaluation:
@@ -49,6 +51,9 @@ def evaluate(
       (``Slices``), in the full ranking, over the queries that have any there;
     - ``coverage``: share of the catalogue that is listed to someone;
     - ``popularity``: training events of the items listed, mean of a query's list. In lists ties go to the lower row.
+
+    With ``batch_recall``, a number of pairs, recall among the items of such batches (``batch_recall.batch_recall``)
+    stands beside them, always the same pairs in a batch.
 
     With ``baselines`` two rows stand beside the model's: ``popularity``, the same code with training events as scores,
     and ``random``, the expectation over random orders.
@@ -97,6 +102,7 @@ def evaluate(
         n_pairs_seen=len(truth.value) - len(relevant.value),
         n_items=len(item_MD),
         seconds=seconds,
+        batch_recall=None if batch_recall is None else task.batch_recall(query_QD, item_MD, batch_recall, baselines),
     )
 
 
@@ -196,6 +202,21 @@ class _Task:
         for k, log_unlisted_M in log_unlisted_kM.items():
             tally.coverage[f"coverage@{k}"] = float(-torch.expm1(log_unlisted_M).mean())
         return tally
+
+    def batch_recall(self, query_QD: Tensor, item_MD: Tensor, batch_size: int, baselines: bool) -> BatchRecall:
+        """The same rows, measured in batches."""
+        sides = {MODEL: (query_QD, item_MD)}
+        if baselines:
+            sides["popularity"] = popularity_vectors(self.item_count_M, self.n_queries)
+            sides["random"] = popularity_vectors(torch.zeros_like(self.item_count_M), self.n_queries)
+        return BatchRecall(
+            batch_size=batch_size,
+            n_pairs=len(self.truth.value),
+            rows={
+                name: batch_recall_of(*vectors, self.truth, seen=self.seen, batch_size=batch_size)
+                for name, vectors in sides.items()
+            },
+        )
 
     def slice_sizes(self) -> tuple[SliceSize, ...]:
         """How much there is in each slice."""

@@ -30,6 +30,35 @@ class SliceSize:
     n_pairs: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRecall:
+    """Recall among the items of a batch (``batch_recall.batch_recall``): easier the smaller the batch."""
+
+    batch_size: int
+    """Pairs."""
+    n_pairs: int
+    """Of the held-out part, those that fill no batch and are left out included."""
+    rows: dict[str, dict[str, float]]
+    """Row -> ``batch_recall@k`` -> share of pairs; nan where no batch is full."""
+
+    @property
+    def n_batches(self) -> int:
+        """Full batches."""
+        return self.n_pairs // self.batch_size
+
+    @property
+    def n_pairs_left_out(self) -> int:
+        """Pairs that fill no batch."""
+        return self.n_pairs % self.batch_size
+
+    def heading(self) -> str:
+        """What the numbers are, and are not."""
+        return (
+            f"easier: among the items of a batch of {self.batch_size:,} pairs, not the catalogue "
+            f"({self.n_batches:,} batches; {self.n_pairs_left_out:,} pairs left out)"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Metrics of a model and of the baselines over the same queries."""
@@ -49,6 +78,8 @@ class Evaluation:
     n_items: int
     seconds: float
     """For the model's row, vectors given."""
+    batch_recall: BatchRecall | None = None
+    """Where it was asked for."""
 
     def metric(self, name: str) -> float:
         """A metric of the model.
@@ -61,27 +92,23 @@ class Evaluation:
 
     def table(self) -> str:
         """Plain text: a line a metric, a column a row; then the slices."""
-        metrics = [[metric, *(_number(values[metric]) for values in self.rows.values())] for metric in self.rows[MODEL]]
         slices = [
             [size.name, size.events, f"{size.n_items:,}", f"{size.n_queries:,}", f"{size.n_pairs:,}"]
             for size in self.slices
         ]
         return "\n".join(
             [
-                *_aligned([["", *self.rows], *metrics]),
+                *_table(self.rows),
                 "",
                 *_aligned([["slice", "training events", "items", "queries", "pairs"], *slices]),
                 "",
                 self._counts(),
+                *([] if self.batch_recall is None else self._in_batches(self.batch_recall)),
             ]
         )
 
     def to_json(self) -> str:
         """Everything but the values a query; null where no query has a metric."""
-        rows = {
-            row: {metric: None if math.isnan(value) else value for metric, value in values.items()}
-            for row, values in self.rows.items()
-        }
         counts = {
             "n_queries": self.n_queries,
             "n_queries_without_truth": self.n_queries_without_truth,
@@ -90,8 +117,19 @@ class Evaluation:
             "n_items": self.n_items,
             "seconds": self.seconds,
         }
-        tree = {"rows": rows, "slices": [asdict(size) for size in self.slices], **counts}
+        tree = {"rows": _without_nan(self.rows), "slices": [asdict(size) for size in self.slices], **counts}
+        if self.batch_recall is not None:
+            tree["batch_recall"] = {
+                "rows": _without_nan(self.batch_recall.rows),
+                "batch_size": self.batch_recall.batch_size,
+                "n_batches": self.batch_recall.n_batches,
+                "n_pairs_left_out": self.batch_recall.n_pairs_left_out,
+            }
         return json.dumps(tree, indent=2, allow_nan=False)
+
+    @staticmethod
+    def _in_batches(found: BatchRecall) -> list[str]:
+        return ["", found.heading(), *_table(found.rows)]
 
     def _counts(self) -> str:
         left_out = [
@@ -123,6 +161,22 @@ def check_metric(name: str, known: Iterable[str]) -> None:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ConfigError(f"metric {name!r} is not reported, expected one of {', '.join(known)}{hint}")
+
+
+def _table(rows: dict[str, dict[str, float]]) -> list[str]:
+    """A line a metric, a column a row."""
+    metrics = next(iter(rows.values()))
+    return _aligned(
+        [["", *rows], *([metric, *(_number(values[metric]) for values in rows.values())] for metric in metrics)]
+    )
+
+
+def _without_nan(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """JSON has no nan."""
+    return {
+        row: {metric: None if math.isnan(value) else value for metric, value in values.items()}
+        for row, values in rows.items()
+    }
 
 
 def _number(value: float) -> str:

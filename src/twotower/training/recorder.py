@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import ConfigError
+from .health import Watch
 from .step import StepReport
 
 METRICS = "metrics.jsonl"
@@ -36,6 +38,7 @@ class Recorder:
         self.at: tuple[int, float, dict[str, float]] = (0, 0.0, {})
         """Step, epoch and settings of the newest report."""
         self.since = time.perf_counter()
+        self.watch = Watch()
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -58,10 +61,18 @@ class Recorder:
             self.progress.remove_task(self.task)
         self.task = self.progress.add_task(name, total=total_steps, note="")
 
+    @property
+    def wants_health(self) -> bool:
+        """Whether the next step is to be looked at closely: the first of every line is."""
+        return not self.reports
+
     def step(self, step: int, epoch: float, rate: float, report: StepReport, temperature: float | None) -> None:
         """One more step."""
         self.reports.append(report)
         self.at = (step, epoch, {"rate": rate} if temperature is None else {"rate": rate, "temperature": temperature})
+        if report.health is not None:
+            for warning in self.watch.warnings(step, report.health):
+                self.say(warning)
         if time.perf_counter() - self.since >= LOG_EVERY_S:
             self.flush()
 
@@ -100,14 +111,18 @@ class Recorder:
 
 
 def summarise(reports: list[StepReport], seconds: float) -> dict[str, float]:
-    """Averages over some steps."""
+    """Averages over some steps; the gradient's norm over those that know it, health from the first that was asked."""
     n = len(reports)
+    norms = [r.gradient_norm for r in reports if r.gradient_norm is not None]
+    health = next((asdict(r.health) for r in reports if r.health is not None), {})
     return {
         "loss": sum(r.loss for r in reports) / n,
         "examples_per_s": sum(r.n_pairs for r in reports) / seconds,
         "excluded": sum(r.excluded for r in reports) / n,
         "alone": float(sum(r.alone for r in reports)),
         "columns": sum(r.n_columns for r in reports) / n,
+        **({"gradient_norm": sum(norms) / len(norms)} if norms else {}),
+        **health,
     }
 
 
