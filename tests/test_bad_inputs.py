@@ -96,6 +96,11 @@ def setting(change: str, *says: str) -> Case:
     return Case(command=f"train run.toml --out model --set {change}", says=says)
 
 
+def search(declared: str, *says: str, more: str = "") -> Case:
+    """A fault in what a search is to do."""
+    return Case(command=f"tune run.toml --out found {more}".strip(), files={"run.toml": RUN + declared}, says=says)
+
+
 def query(text: str, *says: str) -> Case:
     return Case(command="recommend trained/model --query", query=text, says=says)
 
@@ -227,6 +232,17 @@ SCHEMAS = {
         "schema: query.user and item.item share the table 'ids' but make its rows differently",
         "(min_count is 1 and 2): give them equal settings or two tables",
     ),
+    "a reward that is 0 above where it is 1": schema(
+        SCHEMA.replace('time = "time"\n', 'time = "time"\nweight = { column = "seen", zero_below = 2 }\n'),
+        "schema.interactions.weight: Reward(column='seen'): zero_below is 2.0, expected a number from 0 to one_from",
+    ),
+    "a reward by a column that is not there": Case(
+        command="ingest run.toml",
+        files={
+            "run.toml": RUN.replace('time = "time"\n', 'time = "time"\nweight = { column = "seen", per = "tme" }\n')
+        },
+        says=("events.csv: there is no column 'seen'", "the columns are 'user', 'item', 'time'"),
+    ),
     "no feature of queries": schema(
         INTERACTIONS + ITEM, "schema: the query side has no feature: declare one under [schema.query]"
     ),
@@ -317,6 +333,78 @@ SETTINGS_CASES = {
     ),
     "a device that is not there": setting(
         "training.device=meta", "training.device: found 'meta', but torch sees no GPU: use device = 'cpu'"
+    ),
+}
+
+SEARCHES = {
+    "nothing to search": search(
+        "",
+        "tune: nothing varies: declare ranges, such as [tune.ranges] ",
+        "or sweep, such as --sweep loss.temperature=",
+    ),
+    "an unknown setting of the search": search(
+        "[tune]\ntrails = 5\n", "run.toml: tune.trails is not a setting of Tune: did you mean 'trials'?"
+    ),
+    "no trials": search("[tune]\ntrials = 0\n", "run.toml: tune.trials: found 0, expected at least 1"),
+    "a range upside down": search(
+        '[tune.ranges]\n"loss.temperature" = { low = 0.3, high = 0.02 }\n',
+        "run.toml: tune.ranges.loss.temperature: found low = 0.3 and high = 0.02, expected numbers, low under high",
+    ),
+    "half a range": search(
+        '[tune.ranges]\n"loss.temperature" = { low = 0.3 }\n',
+        "run.toml: tune.ranges.loss.temperature: found no low and high, and no choices: write { low = 0.02, ",
+    ),
+    "the logarithm of zero": search(
+        '[tune.ranges]\n"loss.temperature" = { low = 0, high = 1, log = true }\n',
+        "run.toml: tune.ranges.loss.temperature: found low = 0 with log = true, expected a positive low",
+    ),
+    "a range and choices": search(
+        '[tune.ranges]\n"towers.dim" = { low = 2, high = 4, choices = [2, 4] }\n',
+        "run.toml: tune.ranges.towers.dim: found choices beside low, high or log, expected one or the other",
+    ),
+    "the same choice twice": search(
+        '[tune.ranges]\n"towers.dim" = { choices = [4, 4] }\n',
+        "run.toml: tune.ranges.towers.dim: found 4, 4, expected each choice once",
+    ),
+    "the name of a range without quotes": search(
+        "[tune.ranges]\nloss.temperature = { low = 0.02, high = 0.3 }\n",
+        *(
+            "run.toml: tune.ranges.loss.temperature is not a setting of Range",
+            'is quoted there: "loss.temperature" = {',
+        ),
+    ),
+    "a range of what is no setting": search(
+        '[tune.ranges]\n"loss.temprature" = { low = 0.02, high = 0.3 }\n',
+        "tune: ranges: loss.temprature is not a setting of SampledSoftmax: did you mean 'temperature'?",
+    ),
+    "a range that leaves the setting's own": search(
+        '[tune.ranges]\n"loss.strength" = { low = 0.5, high = 1.5 }\n',
+        "tune: ranges: loss.strength of SampledSoftmax: found 1.5, expected 0 to 1",
+    ),
+    "a range of what is measured": search(
+        '[tune.ranges]\n"evaluation.filter_seen" = { choices = [true, false] }\n',
+        "tune: ranges: changes evaluation, but values of trials can be compared only where it is the same: leave",
+    ),
+    "an arm with more epochs": search(
+        '[tune.arms.long]\nset = ["training.epochs=2"]\nranges = { "towers.dim" = { choices = [2, 4] } }\n',
+        "tune.arms.long: changes training.epochs, expected 1.0 as in the run: arms get equal budgets",
+    ),
+    "a sweep without values": search(
+        "", "--sweep loss.temperature: expected NAME=VALUE,VALUE,...", more="--sweep loss.temperature"
+    ),
+    "a search in a file's place": Case(
+        command="tune run.toml --out users.csv --sweep towers.dim=2,4",
+        says=("users.csv: there is a file, expected a free place for the folder of the search",),
+    ),
+    "a best run that no search wrote": Case(
+        command="tune run.toml --out . --sweep towers.dim=2,4",
+        files={"best.toml": RUN},
+        says=("holds a best.toml that no search wrote and this one would replace: choose another folder",),
+    ),
+    "a damaged journal": Case(
+        command="tune run.toml --out . --sweep towers.dim=2,4",
+        files={"tune.journal": "trials\n"},
+        says=("tune.journal: damaged or no journal of a search (", "choose another folder, or delete it first"),
     ),
 }
 
@@ -424,7 +512,7 @@ ARTIFACTS = {
     ),
 }
 
-CASES = {**FILES, **SCHEMAS, **SETTINGS_CASES, **QUERIES, **ARTIFACTS}
+CASES = {**FILES, **SCHEMAS, **SETTINGS_CASES, **SEARCHES, **QUERIES, **ARTIFACTS}
 
 
 def write(folder: Path, files: dict[str, str | bytes | None]) -> None:
@@ -472,7 +560,7 @@ def test_a_bad_input_is_one_line_that_helps(
     assert sorted(tmp_path.rglob("*")) == before or name in LEAVES, "what failed left something behind"
 
 
-LEAVES = {"a device that is not there"}
+LEAVES = {"a device that is not there", "a damaged journal"}
 """Found after the store was made, which stays."""
 
 

@@ -36,16 +36,17 @@ def write_run(folder: Path, more: str = "") -> Path:
 
 def test_the_verbs_are_these() -> None:
     verbs = [name for name in cli.app if not name.startswith("-")]
-    assert sorted(verbs) == ["demo", "evaluate", "ingest", "init", "recommend", "train"]
+    assert sorted(verbs) == ["demo", "evaluate", "ingest", "init", "recommend", "train", "tune"]
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["recommend", "--help"], ["--version"], ["trian"]]
+    "arguments",
+    [["--help"], ["train", "--help"], ["tune", "--help"], ["recommend", "--help"], ["--version"], ["trian"]],
 )
 def test_help_does_not_import_torch(arguments: list[str]) -> None:
     program = (
         "import sys; from twotower.cli import main; main(sys.argv[1:]);"
-        "print([n for n in ('torch', 'pyarrow', 'numpy') if n in sys.modules])"
+        "print([n for n in ('torch', 'pyarrow', 'numpy', 'optuna') if n in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
     assert shown.stdout.endswith("[]\n")
@@ -58,7 +59,7 @@ def test_python_dash_m() -> None:
     assert wrong.returncode == 2
 
 
-@pytest.mark.parametrize("verb", ["demo", "evaluate", "ingest", "init", "recommend", "train"])
+@pytest.mark.parametrize("verb", ["demo", "evaluate", "ingest", "init", "recommend", "train", "tune"])
 def test_every_parameter_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     function = getattr(cli, verb)
     documented = {param.arg_name: param.description for param in docstring_parser.parse(function.__doc__).params}
@@ -73,6 +74,7 @@ def test_every_parameter_has_help(verb: str, capsys: pytest.CaptureFixture[str])
     [
         (["trian"], 'Did you mean "train"?'),
         (["train", "run.toml"], '"train" parameter --out requires an argument'),
+        (["tune", "run.toml"], '"tune" parameter --out requires an argument'),
         (["recommend", "m", "--query", "{}", "--filterseen"], "Did you mean --filter-seen"),
         (["train", "nowhere.toml", "--out", "x"], "nowhere.toml: No such file or directory, expected a run as TOML"),
         (["recommend", "m", "--query", "{"], "--query: not valid JSON"),
@@ -106,6 +108,9 @@ class Call:
     def table(self) -> str:
         return f"table of {self.given}"
 
+    def render(self) -> str:
+        return self.table()
+
     def to_json(self) -> str:
         return json.dumps({"given": self.given})
 
@@ -132,8 +137,12 @@ def training(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
             raise KeyboardInterrupt
         return [Found(f"{model.name} {query['user']} {k} {filter_seen}", 0.25), Found("other", -1.5)]
 
+    def tune(run: twotower.Run, out: Path, *, sweep: tuple[str, ...]) -> Call:
+        assert run.tune is not None
+        return Call([run.tune.trials, out.name, *sweep])
+
     module = types.ModuleType("twotower.training")
-    module.evaluate, module.recommend = evaluate, recommend  # type: ignore[attr-defined]
+    module.evaluate, module.recommend, module.tune = evaluate, recommend, tune  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "twotower.training", module)
     return module
 
@@ -153,6 +162,14 @@ def test_results_are_printed_for_people(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == "table of ['m', 'test']\n"
     assert cli.main(["recommend", "m", "--query", '{"user": "u1"}']) == 0
     assert capsys.readouterr().out == "  0.2500  m u1 10 True\n -1.5000  other\n"
+
+
+@pytest.mark.usefixtures("training")
+def test_a_search_takes_overrides_and_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_run(tmp_path, "[tune]\ntrials = 3")
+    sweeps = ["--sweep", "loss.temperature=0.05,0.1", "--sweep", "towers.dim=8,16"]
+    assert cli.main(["tune", str(path), "--out", "found", "--set", "tune.trials=7", *sweeps]) == 0
+    assert capsys.readouterr().out == "table of [7, 'found', 'loss.temperature=0.05,0.1', 'towers.dim=8,16']\n"
 
 
 @pytest.mark.usefixtures("training")

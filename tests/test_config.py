@@ -10,11 +10,34 @@ from typing import get_args
 
 import pytest
 
-from twotower.config import Data, Evaluation, Run, Training, dump_run, ingest_run, load_run, parse_run
+from twotower.config import (
+    Arm,
+    Data,
+    Evaluation,
+    Range,
+    Run,
+    Training,
+    Tune,
+    dump_run,
+    ingest_run,
+    load_run,
+    parse_run,
+    vary,
+)
 from twotower.data.splits import GivenSplit, LeaveLastOut, QuerySplit, RandomSplit, Split, TimeSplit
 from twotower.errors import ConfigError, SchemaError
 from twotower.frequency import ExactFrequency, StreamingFrequency
-from twotower.losses import BPR, Losses, SampledSoftmax
+from twotower.losses import (
+    BPR,
+    NCE,
+    AdapTau,
+    AdaptiveMargin,
+    AdaptiveTemperature,
+    Loss,
+    Losses,
+    SampledSoftmax,
+    Symmetric,
+)
 from twotower.negatives import InBatch, Mixture, Negatives, Sampler, Uniform
 from twotower.optimisers import Adagrad, AdamW, RowwiseAdagrad, RowwiseAdam
 from twotower.schema import Id, Interactions, Schema, Text
@@ -132,6 +155,45 @@ def test_what_is_written_reads_back_the_same(text: str) -> None:
     )
 
 
+SEARCHED = """
+[tune]
+trials = 5
+[tune.ranges]
+"loss.temperature" = { low = 0.02, high = 0.3, log = true }
+"towers.query.widths" = { choices = [[32], [64, 32]] }
+[tune.arms.bpr]
+set = ["loss={kind='BPR'}"]
+ranges = { "negatives.parts.1.n" = { low = 1, high = 5 } }
+"""
+
+
+def test_a_search_is_part_of_the_tree() -> None:
+    run = parse_run(FULL + SEARCHED)
+    assert run.tune == Tune(
+        trials=5,
+        ranges={
+            "loss.temperature": Range(low=0.02, high=0.3, log=True),
+            "towers.query.widths": Range(choices=((32,), (64, 32))),
+        },
+        arms={"bpr": Arm(set=("loss={kind='BPR'}",), ranges={"negatives.parts.1.n": Range(low=1, high=5)})},
+    )
+    assert parse_run(dump_run(run)).tune == run.tune
+    assert parse_run(FULL).tune is None
+    assert "tune" not in tomllib.loads(dump_run(parse_run(FULL)))
+
+
+def test_settings_are_varied() -> None:
+    run = vary(
+        parse_run(FULL), set=["loss={kind='BPR'}"], values={"loss.temperature": 0.5, "towers.query.widths": (8,)}
+    )
+    assert isinstance(run.loss, BPR)
+    assert run.loss.temperature == 0.5
+    assert run.towers.query.widths == (8,)
+    assert dump_run(vary(run)) == dump_run(run)
+    with pytest.raises(ConfigError, match=r"^loss\.tempo is not a setting of BPR"):
+        vary(run, values={"loss.tempo": 1})
+
+
 def test_defaults_are_written_out() -> None:
     tree = tomllib.loads(dump_run(parse_run(SCHEMA)))
     assert tree["loss"]["temperature"] == 0.05
@@ -234,6 +296,22 @@ def test_a_correction_needs_counts(sampler: Sampler, reason: str) -> None:
     assert run_of(negatives=sampler, loss=SampledSoftmax(correction="none")).negatives is sampler
     with pytest.raises(ConfigError, match="the sampler Mixture has no density"):
         run_of(negatives=Mixture(parts=(InBatch(), sampler)))
+
+
+def test_a_loss_made_of_counts_needs_them() -> None:
+    with pytest.raises(
+        ConfigError, match=r"loss: NCE needs the expected count .* Blind has no density: choose another"
+    ):
+        run_of(negatives=Blind(), loss=NCE())
+    with pytest.raises(ConfigError, match=r"loss: Symmetric needs the expected count"):
+        run_of(negatives=Blind(), loss=Symmetric())
+    run_of(negatives=Blind(), loss=Symmetric(of=SampledSoftmax(correction="none")))
+
+
+@pytest.mark.parametrize("loss", [AdaptiveMargin(), AdaptiveTemperature(correction="none"), AdapTau()])
+def test_a_loss_of_cosines_needs_unit_vectors(loss: Loss) -> None:
+    with pytest.raises(ConfigError, match=rf"{type(loss).__name__} takes scores for cosines, but towers.normalise is"):
+        run_of(loss=loss, towers=TwoTower(normalise=False))
 
 
 def test_an_uncorrected_loss_takes_any_sampler() -> None:

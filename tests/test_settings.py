@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twotower.errors import ConfigError, SchemaError
-from twotower.settings import Codec, format_toml, override, parse_toml
+from twotower.settings import Codec, format_toml, override, parse_sweep, parse_toml, placed
 
 
 class Shape:
@@ -291,3 +291,35 @@ def test_override(setting: str, tree: dict[str, object]) -> None:
 def test_an_override_that_leads_nowhere(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         override({"a": 0, "c": [{"d": 1}, {"d": 2}]}, setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("a.b=0.02,0.5", [0.02, 0.5]),
+        ("a.b = 1, 2 ", [1, 2]),
+        ("a.b=[4],[8,4]", [[4], [8, 4]]),
+        ("a.b={kind='C'},{kind='D'}", [{"kind": "C"}, {"kind": "D"}]),
+        ("a.b='x,y','z'", ["x,y", "z"]),
+        ("a.b=cosine,linear", ["cosine", "linear"]),
+        ("a.b=true,none", [True, "none"]),
+    ],
+)
+def test_a_sweep_is_values_of_a_setting(setting: str, values: list[object]) -> None:
+    assert parse_sweep(setting) == ("a.b", values)
+
+
+@pytest.mark.parametrize("setting", ["a.b", "a.b=", "=1,2", "a..b=1,2", "a.b=1,,2", "a.b=cosine,", "a.b=1]\nc=[2"])
+def test_what_is_no_sweep(setting: str) -> None:
+    with pytest.raises(ConfigError, match="expected NAME=VALUE,VALUE,"):
+        parse_sweep(setting)
+
+
+def test_a_value_is_placed() -> None:
+    before: dict[str, object] = {"a": 0, "c": [{"d": 1}, {"d": 2}]}
+    assert placed(before, "c.1.d", 3, "here") == {"a": 0, "c": [{"d": 1}, {"d": 3}]}
+    assert placed(before, "e.f", [4], "here") == {**before, "e": {"f": [4]}}
+    with pytest.raises(ConfigError, match=r"^here: 'c\.\.d' is no name of a setting"):
+        placed(before, "c..d", 3, "here")
+    with pytest.raises(ConfigError, match=r"^here: a is 0 \(whole number\), which has no settings"):
+        placed(before, "a.b", 3, "here")

@@ -17,15 +17,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .config import Data, Evaluation, Run, Training, dump_run, ingest_run, load_run, parse_run
+    from .config import Arm, Data, Evaluation, Range, Run, Training, Tune, dump_run, ingest_run, load_run, parse_run
     from .data.infer import init
     from .data.ingest import IngestReport, ingest
     from .data.splits import GivenSplit, LeaveLastOut, QuerySplit, RandomSplit, Split, TimeSplit
     from .data.store import Store
     from .errors import ArtifactError, ConfigError, DataError, SchemaError, TwoTowerError
     from .frequency import ExactFrequency, Frequency, StreamingFrequency
-    from .losses import BPR, BilateralSoftmax, BinaryCrossEntropy, Loss, Losses, Margin, RowLoss, SampledSoftmax
-    from .negatives import Catalogue, InBatch, Mixture, Negatives, Popularity, Sampler, Uniform
+    from .losses import (
+        BPR,
+        CCL,
+        GBCE,
+        NCE,
+        SGNS,
+        AdapTau,
+        AdaptiveMargin,
+        AdaptiveTemperature,
+        AdvInfoNCE,
+        BilateralSoftmax,
+        BinaryCrossEntropy,
+        BucketedSoftmax,
+        HierarchicalSoftmax,
+        Loss,
+        Losses,
+        Margin,
+        RowLoss,
+        SampledSoftmax,
+        SquaredGramian,
+        Symmetric,
+        Warp,
+    )
+    from .negatives import Catalogue, InBatch, Mixture, Negatives, Popularity, Rotations, Sampler, Uniform
     from .optimisers import Adagrad, AdamW, DenseOptimiser, RowwiseAdagrad, RowwiseAdam, TableOptimiser
     from .part import Facts, Part
     from .records import Batch, Block, Candidates, Encoded, Ragged
@@ -37,6 +59,7 @@ if TYPE_CHECKING:
         Id,
         Interactions,
         Number,
+        Reward,
         Schema,
         Seed,
         Text,
@@ -45,19 +68,29 @@ if TYPE_CHECKING:
     )
     from .tables import TableSettings
     from .towers import Tower, TwoTower
-    from .training import Recommendation, Retriever, Trained, evaluate, recommend, train
+    from .training import Recommendation, Retriever, Trained, Trial, Tuned, evaluate, recommend, train, tune
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BPR",
+    "CCL",
+    "GBCE",
+    "NCE",
+    "SGNS",
     "Adagrad",
     "AdamW",
+    "AdapTau",
+    "AdaptiveMargin",
+    "AdaptiveTemperature",
+    "AdvInfoNCE",
+    "Arm",
     "ArtifactError",
     "Batch",
     "BilateralSoftmax",
     "BinaryCrossEntropy",
     "Block",
+    "BucketedSoftmax",
     "Candidates",
     "Catalogue",
     "Categorical",
@@ -73,6 +106,7 @@ __all__ = [
     "Feature",
     "Frequency",
     "GivenSplit",
+    "HierarchicalSoftmax",
     "History",
     "Id",
     "InBatch",
@@ -90,8 +124,11 @@ __all__ = [
     "QuerySplit",
     "Ragged",
     "RandomSplit",
+    "Range",
     "Recommendation",
     "Retriever",
+    "Reward",
+    "Rotations",
     "RowLoss",
     "RowwiseAdagrad",
     "RowwiseAdam",
@@ -102,8 +139,10 @@ __all__ = [
     "SchemaError",
     "Seed",
     "Split",
+    "SquaredGramian",
     "Store",
     "StreamingFrequency",
+    "Symmetric",
     "TableOptimiser",
     "TableSettings",
     "Text",
@@ -112,10 +151,14 @@ __all__ = [
     "Tower",
     "Trained",
     "Training",
+    "Trial",
+    "Tune",
+    "Tuned",
     "TwoTower",
     "TwoTowerError",
     "Uniform",
     "Vector",
+    "Warp",
     "dump_run",
     "evaluate",
     "ingest",
@@ -125,25 +168,28 @@ __all__ = [
     "parse_run",
     "recommend",
     "train",
+    "tune",
 ]
 
 _NAMES_OF = {
-    "config": "Data Evaluation Run Training dump_run ingest_run load_run parse_run",
+    "config": "Arm Data Evaluation Range Run Training Tune dump_run ingest_run load_run parse_run",
     "data.infer": "init",
     "data.ingest": "IngestReport ingest",
     "data.splits": "GivenSplit LeaveLastOut QuerySplit RandomSplit Split TimeSplit",
     "data.store": "Store",
     "errors": "ArtifactError ConfigError DataError SchemaError TwoTowerError",
     "frequency": "ExactFrequency Frequency StreamingFrequency",
-    "losses": "BPR BilateralSoftmax BinaryCrossEntropy Loss Losses Margin RowLoss SampledSoftmax",
-    "negatives": "Catalogue InBatch Mixture Negatives Popularity Sampler Uniform",
+    "losses": "BPR CCL GBCE NCE SGNS AdapTau AdaptiveMargin AdaptiveTemperature AdvInfoNCE BilateralSoftmax "
+    "BinaryCrossEntropy BucketedSoftmax HierarchicalSoftmax Loss Losses Margin RowLoss SampledSoftmax SquaredGramian "
+    "Symmetric Warp",
+    "negatives": "Catalogue InBatch Mixture Negatives Popularity Rotations Sampler Uniform",
     "optimisers": "Adagrad AdamW DenseOptimiser RowwiseAdagrad RowwiseAdam TableOptimiser",
     "part": "Facts Part",
     "records": "Batch Block Candidates Encoded Ragged",
-    "schema": "Categorical Categories Feature History Id Interactions Number Schema Seed Text Time Vector",
+    "schema": "Categorical Categories Feature History Id Interactions Number Reward Schema Seed Text Time Vector",
     "tables": "TableSettings",
     "towers": "Tower TwoTower",
-    "training": "Recommendation Retriever Trained evaluate recommend train",
+    "training": "Recommendation Retriever Trained Trial Tuned evaluate recommend train tune",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 

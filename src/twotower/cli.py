@@ -20,6 +20,7 @@ from . import __version__
 from .errors import DataError, TwoTowerError
 
 Overrides = Annotated[tuple[str, ...], Parameter(name="--set", show_default=False)]
+Sweep = Annotated[tuple[str, ...], Parameter(name="--sweep", show_default=False)]
 AsJson = Annotated[bool, Parameter(name="--json")]
 
 app = App(
@@ -116,6 +117,27 @@ def train(run: Path, /, *, out: Path, overrides: Overrides = ()) -> None:
 
 
 @app.command(sort_key=5)
+def tune(run: Path, /, *, out: Path, overrides: Overrides = (), sweep: Sweep = ()) -> None:
+    """Search for the settings of a run that do best on validation; the same command goes on with a search cut short.
+
+    Parameters
+    ----------
+    run
+        The run, a TOML file that declares under [tune] what may vary.
+    out
+        Folder for the trials, the best run, to be trained, and a picture.
+    overrides
+        A setting to change, such as tune.trials=50; as often as you like.
+    sweep
+        Values to try instead of what the run declares, such as loss.temperature=0.05,0.1; of several, all combinations.
+    """
+    from .config import load_run
+    from .training import tune
+
+    print(tune(load_run(run, overrides), out, sweep=sweep).render())
+
+
+@app.command(sort_key=6)
 def evaluate(model: Path, /, *, split: Literal["valid", "test"] = "test", as_json: AsJson = False) -> None:
     """Measure a trained model over the full catalogue, beside recommending what is popular.
 
@@ -134,7 +156,7 @@ def evaluate(model: Path, /, *, split: Literal["valid", "test"] = "test", as_jso
     print(result.to_json() if as_json else result.table())
 
 
-@app.command(sort_key=6)
+@app.command(sort_key=7)
 def recommend(
     model: Path,
     /,

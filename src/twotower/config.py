@@ -9,9 +9,10 @@ do with one another.
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -25,7 +26,7 @@ from .losses import Loss, Losses, RowLoss, SampledSoftmax
 from .negatives import InBatch, Mixture, Negatives, Sampler, Uniform
 from .optimisers import AdamW, DenseOptimiser, RowwiseAdagrad, TableOptimiser
 from .schema import Schema
-from .settings import Codec, format_toml, override, parse_toml
+from .settings import Codec, Tree, format_toml, override, parse_toml, placed
 from .towers import TwoTower
 
 _CODEC = Codec(Losses, Negatives, ExactFrequency | StreamingFrequency)
@@ -91,6 +92,9 @@ class Training:
     """Largest norm of the gradient of all that is learned, tables included."""
     tile: int | None = None
     """Score rows held at a time. Without it 128, which suits a CPU's cache; on a GPU what makes 256 MiB of scores."""
+    encode_chunk: int | None = None
+    """Queries, or items, whose activations are held at a time, for towers too heavy for the batch: each is encoded
+    twice, and the gradient is the same. Without it all of the batch."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of score products; sums and losses are float32 at least."""
     device: str = "cpu"
@@ -108,7 +112,13 @@ class Training:
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.epochs), ("validate_every", self.validate_every)):
             _require(0 < value < float("inf"), f"training.{name}: found {value}, expected a positive number")
-        counts = {"batch_size": self.batch_size, "tile": self.tile, "threads": self.threads, "patience": self.patience}
+        counts = {
+            "batch_size": self.batch_size,
+            "tile": self.tile,
+            "encode_chunk": self.encode_chunk,
+            "threads": self.threads,
+            "patience": self.patience,
+        }
         for name, count in counts.items():
             _require(count is None or count >= 1, f"training.{name}: found {count}, expected at least 1")
         for name, start in (("warmup_steps", self.warmup_steps), ("seed", self.seed)):
@@ -135,17 +145,91 @@ class Evaluation:
     """Training events up to which an item is of the tail."""
     head_share: float = 0.5
     """The most popular items that together hold this share of the training events are the head."""
+    batch_recall: int | None = None
+    """Pairs of a batch in which recall is measured too, among the batch's items alone: to compare with publications
+    that report it (350 in Li et al., EMNLP 2023), far easier than the catalogue."""
 
     def __post_init__(self) -> None:
         _require(
             len(self.k) > 0 and min(self.k, default=0) >= 1,
             f"evaluation.k: found {list(self.k)}, expected positive numbers",
         )
+        _require(
+            self.batch_recall is None or self.batch_recall >= 2,
+            f"evaluation.batch_recall: found {self.batch_recall}, expected the pairs of a batch, at least 2",
+        )
         _require(self.tail_max >= 0, f"evaluation.tail_max: found {self.tail_max}, expected 0 or more training events")
         _require(
             0 < self.head_share < 1,
             f"evaluation.head_share: found {self.head_share}, expected a share of the training events between 0 and 1",
         )
+
+
+Choice = bool | int | float | str | tuple[bool | int | float | str, ...]
+"""A value that can be listed; to choose between tables, such as losses, make each an ``Arm``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """What a search may set a setting to: ``low`` to ``high`` (whole numbers where both are), or one of ``choices``."""
+
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = False
+    """Draw evenly by the logarithm."""
+    choices: tuple[Choice, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.choices is not None:
+            _require(
+                (self.low, self.high, self.log) == (None, None, False),
+                "found choices beside low, high or log, expected one or the other",
+            )
+            _require(len(self.choices) > 0, "found no choices, expected at least one")
+            written = [repr(choice) for choice in self.choices]  # as numbers 1, 1.0 and true would be the same
+            _require(len({*written}) == len(written), f"found {', '.join(written)}, expected each choice once")
+            return
+        if self.low is None or self.high is None:
+            raise ConfigError(
+                "found no low and high, and no choices: write { low = 0.02, high = 0.3 } or { choices = [32, 64] }"
+            )
+        _require(
+            -math.inf < self.low < self.high < math.inf,
+            f"found low = {self.low} and high = {self.high}, expected numbers, low under high",
+        )
+        _require(not self.log or self.low > 0, f"found low = {self.low} with log = true, expected a positive low")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One of several things that a search compares, such as a loss, each at its own best settings."""
+
+    set: tuple[str, ...] = ()
+    """Settings as for ``--set``."""
+    ranges: dict[str, Range] = field(default_factory=dict)
+    """Of this arm alone; they come over the common ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune:
+    """A search for settings; ``twotower tune`` does it, training ignores it."""
+
+    trials: int = 20
+    """Of each arm."""
+    seeds: int = 1
+    """Trainings of a trial, whose values are averaged: with training.seed, the number after it, and so on."""
+    prune: bool = False
+    """Give up a trial whose first training is below the median of the others at the same validation."""
+    seed: int = 0
+    """Of the draws of settings, the same for every arm."""
+    ranges: dict[str, Range] = field(default_factory=dict)
+    """By the name of the setting, such as "loss.temperature"."""
+    arms: dict[str, Arm] = field(default_factory=dict)
+    """By names of your own; without any the run is the only one."""
+
+    def __post_init__(self) -> None:
+        for name, count, least in (("trials", self.trials, 1), ("seeds", self.seeds, 1), ("seed", self.seed, 0)):
+            _require(count >= least, f"tune.{name}: found {count}, expected at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,9 +245,10 @@ class Run:
     loss: Loss = field(default_factory=SampledSoftmax)
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    tune: Tune | None = None
 
     def __post_init__(self) -> None:
-        _check_correction(self)
+        _check_loss(self)
         _check_split(self)
         check_batches(self.schema, self.training.batch_of)
         _require(
@@ -173,16 +258,26 @@ class Run:
         )
 
 
-def _check_correction(run: Run) -> None:
-    """A correction needs counts: say so now, not in step 40,000."""
-    if not isinstance(run.loss, RowLoss) or run.loss.correction == "none":
+def _check_loss(run: Run) -> None:
+    """A correction needs counts, an adaptive loss cosines: say so now, not in step 40,000."""
+    loss, unit = run.loss, run.towers.normalise
+    _require(
+        unit or not (isinstance(loss, RowLoss) and loss.needs_unit_vectors),
+        f"loss: {type(loss).__name__} takes scores for cosines, but towers.normalise is false: set it to true, or "
+        "choose another loss",
+    )
+    if not loss.uses_counts():
         return
     density = run.negatives.density
     known = {"none": "has no density", "relative": "knows its density only up to an unknown factor"}.get(density)
+    what, way_out = f"loss: {type(loss).__name__} needs", "choose another sampler under negatives"
+    if isinstance(loss, RowLoss) and loss.correction != "none":
+        what = f"loss.correction: found {loss.correction!r}, which needs"
+        way_out = "use correction = 'none' or another sampler under negatives"
     _require(
         known is None,
-        f"loss.correction: found {run.loss.correction!r}, which needs the expected count of every candidate, but the "
-        f"sampler {type(run.negatives).__name__} {known}: use correction = 'none' or another sampler under negatives",
+        f"{what} the expected count of every candidate, but the sampler {type(run.negatives).__name__} {known}: "
+        f"{way_out}",
     )
 
 
@@ -216,15 +311,38 @@ def parse_run(text: str, *, set: Sequence[str] = (), name: str = "run") -> Run:
     for setting in set:
         tree = override(tree, setting)
     try:
+        return _decode(tree, set)
+    except TwoTowerError as error:
+        raise type(error)(f"{name}: {error}") from error
+
+
+def vary(run: Run, *, set: Sequence[str] = (), values: Mapping[str, object] | None = None) -> Run:
+    """The run with settings such as ``loss.temperature=0.1``, and then values by name, laid over it.
+
+    Raises ConfigError (SchemaError for the schema) where the result is no run.
+    """
+    tree = run_tree(run)
+    for setting in set:
+        tree = override(tree, setting)
+    for name, value in (values or {}).items():
+        tree = placed(tree, name, list(value) if isinstance(value, tuple) else value, "settings")
+    return _decode(tree, set)
+
+
+def _decode(tree: Tree, set: Sequence[str]) -> Run:
+    try:
         run = _CODEC.decode(Run, tree)
     except TwoTowerError as error:
-        raise type(error)(f"{name}: {error}{_hint_of_kind(str(error), set)}") from error
+        raise type(error)(f"{error}{_way_out(str(error), set)}") from error
     assert isinstance(run, Run)
     return run
 
 
-def _hint_of_kind(message: str, settings: Sequence[str]) -> str:
-    """The way out where ``--set negatives.kind=InBatch`` meets settings that the file gave another kind."""
+def _way_out(message: str, settings: Sequence[str]) -> str:
+    """What to write instead, where ``--set negatives.kind=InBatch`` meets settings that the file gave another kind,
+    and where the name of a range is not quoted."""
+    if re.match(r"tune\.(arms\..*\.)?ranges\.\S* is not a setting of Range, which", message):
+        return '; the name of a setting is quoted there: "loss.temperature" = { low = 0.02, high = 0.3 }'
     for setting in settings:
         place, is_kind, kind = setting.partition(".kind=")
         if is_kind and message.startswith(f"{place}.") and not message.startswith(f"{place}.kind"):
@@ -245,7 +363,13 @@ def load_run(path: str | Path, set: Sequence[str] = ()) -> Run:
 
 def dump_run(run: Run) -> str:
     """The run as TOML that ``parse_run`` reads back, with all defaults spelt out."""
-    return format_toml(_CODEC.encode(Run, run))
+    return format_toml(run_tree(run))
+
+
+def run_tree(run: Run) -> Tree:
+    """What ``dump_run`` writes, as tables."""
+    tree: Tree = _CODEC.encode(Run, run)
+    return tree
 
 
 def ingest_run(run: Run, *, overwrite: bool = False) -> IngestReport:

@@ -208,18 +208,43 @@ def override(tree: Tree, setting: str) -> Tree:
     The value is written as in TOML; what is not valid TOML is taken as text, so ``loss.kind=BPR`` needs no quotes.
     Tables on the way are made; it is for ``decode`` to say whether the result makes sense.
     """
-    path, equals, text = setting.partition("=")
-    steps = [step.strip() for step in re.split(r"\.|(?=\[)", path.strip())]
-    if not equals or not all(steps):
+    name, equals, text = setting.partition("=")
+    if not equals or not all(_steps(name)):
         raise ConfigError(f"--set {setting}: expected NAME=VALUE, such as loss.temperature=0.1")
+    return placed(tree, name, _override_value(text.strip()), f"--set {setting}")
+
+
+def placed(tree: Tree, name: str, value: object, where: str) -> Tree:
+    """The tree with the setting called ``name`` at ``value``; an error begins with ``where``."""
+    steps = _steps(name)
+    if not all(steps):
+        raise ConfigError(f"{where}: {name!r} is no name of a setting, such as loss.temperature")
     changed = deepcopy(tree)
     place: Any = changed
     for step in steps[:-1]:
-        place = place[_index(place, step, setting)] if isinstance(place, list) else place.setdefault(step, {})
+        place = place[_index(place, step, where)] if isinstance(place, list) else place.setdefault(step, {})
         if not isinstance(place, (dict, list)):
-            raise ConfigError(f"--set {setting}: {step} is {_show(place)}, which has no settings")
-    place[_index(place, steps[-1], setting) if isinstance(place, list) else steps[-1]] = _override_value(text.strip())
+            raise ConfigError(f"{where}: {step} is {_show(place)}, which has no settings")
+    place[_index(place, steps[-1], where) if isinstance(place, list) else steps[-1]] = value
     return changed
+
+
+def parse_sweep(setting: str) -> tuple[str, list[Any]]:
+    """The name and the values of ``loss.temperature=0.02,0.05,0.1``, each written as for ``override``."""
+    name, _, text = setting.partition("=")
+    try:
+        parsed = tomllib.loads(f"values = [{text}]")
+    except tomllib.TOMLDecodeError:
+        parsed = {"values": [_override_value(value.strip()) for value in text.split(",")]}
+    values = parsed["values"]
+    if len(parsed) > 1 or not all(_steps(name)) or not values or "" in values:
+        raise ConfigError(f"--sweep {setting}: expected NAME=VALUE,VALUE,..., such as loss.temperature=0.02,0.05,0.1")
+    return name.strip(), values
+
+
+def _steps(name: str) -> list[str]:
+    """The keys on the way to a setting."""
+    return [step.strip() for step in re.split(r"\.|(?=\[)", name.strip())]
 
 
 def _override_value(text: str) -> Any:
@@ -230,12 +255,10 @@ def _override_value(text: str) -> Any:
     return parsed["value"] if len(parsed) == 1 else text
 
 
-def _index(place: list[Any], step: str, setting: str) -> int:
+def _index(place: list[Any], step: str, where: str) -> int:
     digits = step.strip("[]")
     if not digits.isdecimal() or int(digits) >= len(place):
-        raise ConfigError(
-            f"--set {setting}: {step} is no place of a list of {len(place)}, expected 0 to {len(place) - 1}"
-        )
+        raise ConfigError(f"{where}: {step} is no place of a list of {len(place)}, expected 0 to {len(place) - 1}")
     return int(digits)
 
 

@@ -2,5 +2,7 @@
 
 from .loop import Trained, evaluate, recommend, train
 from .retriever import Recommendation, Retriever
+from .tune import tune
+from .tuned import Trial, Tuned
 
-__all__ = ["Recommendation", "Retriever", "Trained", "evaluate", "recommend", "train"]
+__all__ = ["Recommendation", "Retriever", "Trained", "Trial", "Tuned", "evaluate", "recommend", "train", "tune"]
