@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.tldr import write_tables
 from twotower.config import Run, load_run
 from twotower.demo import demo_run
 
@@ -28,15 +29,22 @@ def committed_run(name: str, work: Path, set: Sequence[str] = ()) -> Run:
         raise SystemExit(f"no settings named {name!r}: expected one of {known}")
     run = load_run(path, set)
     assert run.data is not None
-    if not (data_folder() / name).exists():
-        raise SystemExit(
-            f"{name}: its data is not at {data_folder() / name}; set TWOTOWER_DATA to the folder that holds it"
-        )
+    folder = data_folder()
+    source = folder / Path(run.data.interactions[0]).parent.name
+    if not source.exists():
+        raise SystemExit(f"{name}: its data is not at {source}; set TWOTOWER_DATA to the folder that holds it")
+    if source.name == "tldr":  # its files have to be made of pages first
+        write_tables(source / "pages.jsonl.gz", work / source.name)
+        folder = work
 
     def placed(paths: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(str(data_folder() / Path(p).relative_to(SETTINGS.resolve())) for p in paths)
+        return tuple(str(folder / Path(p).relative_to(SETTINGS.resolve())) for p in paths)
 
     data = replace(
-        run.data, interactions=placed(run.data.interactions), test=placed(run.data.test), store=str(work / "store")
+        run.data,
+        interactions=placed(run.data.interactions),
+        items=placed(run.data.items),
+        test=placed(run.data.test),
+        store=str(work / "store"),
     )
     return replace(run, data=data)

@@ -1,4 +1,4 @@
-"""The TF-IDF vote against a naive loop in float64."""
+"""The TF-IDF baselines against naive loops in float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 sparse = pytest.importorskip("scipy.sparse", reason="the baselines need scipy (extra: dev)")
 pytest.importorskip("sklearn", reason="the baselines need scikit-learn (extra: dev)")
 
-from benchmarks.baselines import package_texts, tfidf_vote  # noqa: E402
+from benchmarks.baselines import package_texts, tfidf_match, tfidf_vote  # noqa: E402
 
 WORDS = [f"w{n}" for n in range(40)]
 N_ITEMS = 25
@@ -102,3 +102,15 @@ def test_tokens_of_a_package() -> None:
         ]
     )
     assert bar == ["bar", "stem=bar"]
+
+
+def test_match_equals_naive_loop() -> None:
+    rng = random.Random(5)
+    items = [" ".join(rng.choices(WORDS, k=rng.randint(1, 12))) for _ in range(N_ITEMS)]
+    queries = [*(" ".join(rng.choices(WORDS, k=4)) for _ in range(9)), "strange words", ""]
+    expected = [
+        [sum(x * item.get(w, 0.0) for w, x in query.items()) for item in _vectors(items, items)]
+        for query in _vectors(items, queries)
+    ]
+    found = tfidf_match([text.replace(" ", ", ").upper() for text in items], queries).toarray()
+    np.testing.assert_allclose(found, np.array(expected), rtol=1e-5, atol=1e-6)
