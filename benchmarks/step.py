@@ -51,7 +51,7 @@ from twotower.data.encoders import Encoders
 from twotower.data.splits import GivenSplit
 from twotower.data.store import Store
 from twotower.data.vocabulary import HashedVocabulary, Vocabulary
-from twotower.losses import SampledSoftmax
+from twotower.losses import Loss, SampledSoftmax
 from twotower.negatives import InBatch, Mixture, Uniform, propose
 from twotower.records import Batch, Encoded
 from twotower.schema import Id, Interactions, Schema
@@ -235,8 +235,8 @@ def store_in_memory(sizes: Sizes) -> Store:
 class Ours:
     """The package's own step over a store in memory."""
 
-    def __init__(self, sizes: Sizes, precision: Precision, matmul: str) -> None:
-        """``matmul`` is the setting of float32 products that ``probe`` found."""
+    def __init__(self, sizes: Sizes, precision: Precision, matmul: str, loss: Loss | None = None) -> None:
+        """``matmul`` is the setting of float32 products that ``probe`` found; ``loss`` takes the textbook's place."""
         torch.set_float32_matmul_precision(matmul)
         torch.manual_seed(sizes.seed)
         store = store_in_memory(sizes)
@@ -247,7 +247,7 @@ class Ours:
             split=GivenSplit(),
             towers=TwoTower(dim=sizes.dim),
             negatives=Mixture(parts=(InBatch(), Uniform(sizes.uniform))),
-            loss=SampledSoftmax(temperature=TEMPERATURE, correction="all"),
+            loss=loss or SampledSoftmax(temperature=TEMPERATURE, correction="all"),
             training=self.training,
         )
         self.batches = TrainingBatches(

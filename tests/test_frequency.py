@@ -148,16 +148,16 @@ def test_what_was_never_seen_has_the_initial_gap_and_later_the_age_of_the_stream
 
 
 def test_what_was_never_seen_has_what_good_and_turing_give_it() -> None:
-    """Of 40 items 3 came: one in every batch, two once; 37 are to come at (2 + 1) / t a batch, all together."""
+    """Of 200 items 3 came: one in every batch, two once; 197 are to come at (2 + 1) / t a batch, all together."""
     frequency = StreamingFrequency(initial_gap=10.0)
-    frequency.setup(facts([1] * 40))
+    frequency.setup(facts([1] * 200))
     for batch in ([0, 0, 7], [0], [0, 0], [0, 9], *[[0]] * 16):
         frequency.observe(torch.tensor(batch))
-    assert gap(frequency, 5) == pytest.approx(37 * 21 / 3, rel=1e-6)
+    assert gap(frequency, 5) == pytest.approx(197 * 21 / 3, rel=1e-6)
     frequency.observe(torch.tensor([7]))  # now one came once
-    assert gap(frequency, 5) == pytest.approx(37 * 22 / 2, rel=1e-6)
-    frequency.observe(torch.tensor([9]))  # none did: 37 t would be too bold
-    assert gap(frequency, 5) == pytest.approx(25 * 23, rel=1e-6)
+    assert gap(frequency, 5) == pytest.approx(197 * 22 / 2, rel=1e-6)
+    frequency.observe(torch.tensor([9]))  # none did: 197 t would be too bold
+    assert gap(frequency, 5) == pytest.approx(100 * 23, rel=1e-6)
 
 
 def test_items_that_never_come_are_told_from_those_that_will() -> None:

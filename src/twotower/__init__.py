@@ -67,7 +67,7 @@ if TYPE_CHECKING:
         Vector,
     )
     from .tables import TableSettings
-    from .towers import Tower, TwoTower
+    from .towers import Graph, SvdStart, Tower, TwoTower
     from .training import Recommendation, Retriever, Trained, Trial, Tuned, evaluate, recommend, train, tune
 
 __version__ = "0.1.0"
@@ -106,6 +106,7 @@ __all__ = [
     "Feature",
     "Frequency",
     "GivenSplit",
+    "Graph",
     "HierarchicalSoftmax",
     "History",
     "Id",
@@ -142,6 +143,7 @@ __all__ = [
     "SquaredGramian",
     "Store",
     "StreamingFrequency",
+    "SvdStart",
     "Symmetric",
     "TableOptimiser",
     "TableSettings",
@@ -188,7 +190,7 @@ _NAMES_OF = {
     "records": "Batch Block Candidates Encoded Ragged",
     "schema": "Categorical Categories Feature History Id Interactions Number Reward Schema Seed Text Time Vector",
     "tables": "TableSettings",
-    "towers": "Tower TwoTower",
+    "towers": "Graph SvdStart Tower TwoTower",
     "training": "Recommendation Retriever Trained Trial Tuned evaluate recommend train tune",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}

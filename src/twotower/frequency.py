@@ -17,7 +17,7 @@ from torch import Tensor
 from .errors import ConfigError
 from .part import Facts, Part
 
-_MOST_UNSEEN = 25.0
+_MOST_UNSEEN = 100.0
 """The gap of an item that was never seen is at most so many times as long as it was waited for."""
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -108,7 +108,7 @@ class StreamingFrequency(Frequency):
     Turing would give it: n_1 buckets were touched once in t batches, so new ones come n_1 / t a batch, and of M items
     n_0 are still to come:
 
-        presence of each = (n_1 + 1) / (n_0 t), its gap at most 25 t
+        presence of each = (n_1 + 1) / (n_0 t), its gap at most 100 t
 
     For a catalogue half of which never comes, 1 / t would keep saying that it soon will. (The bound is for the day on
     which something new does come: a candidate's weight is its gap.) The first touch is an update like any other, with t

@@ -9,6 +9,8 @@ from typing import Any, Self, dataclass_transform
 import torch
 from torch import Tensor, nn
 
+from .records import Ragged
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
@@ -28,6 +30,12 @@ class Facts:
     steps_per_epoch: int = 1
     width: int = 0
     """Width of the vectors of both towers."""
+    pairs: Ragged = field(
+        default_factory=lambda: Ragged(
+            offset=torch.zeros(1, dtype=torch.int64), value=torch.zeros(0, dtype=torch.int64)
+        )
+    )
+    """[Q] lists of the distinct items each query has in training, rising, with their weights."""
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(dataclasses.field,))
@@ -47,12 +55,18 @@ class Part(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclass(kw_only=True, eq=False, repr=False)(cls)
+        for setting in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if setting.default is None and setting.name in cls.__dict__:
+                delattr(cls, setting.name)  # a class attribute would hide the part that an instance has there
 
     def __init__(self) -> None:  # replaced by the dataclass; nn.Module.__init__ already ran in __new__
         pass
 
     def setup(self, facts: Facts) -> None:
         """Make the parameters and buffers whose size depends on the data."""
+
+    def make_room(self, shapes: dict[str, torch.Size]) -> None:
+        """Before saved state is loaded: make the buffers that ``setup`` could not, whose sizes only the saved tell."""
 
     def extra_repr(self) -> str:
         return ", ".join(

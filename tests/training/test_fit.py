@@ -19,7 +19,7 @@ from twotower.data.batches import TrainingBatches
 from twotower.data.store import Store
 from twotower.errors import ConfigError
 from twotower.frequency import StreamingFrequency
-from twotower.losses import Loss, Losses, Margin, SampledSoftmax
+from twotower.losses import CCL, HierarchicalSoftmax, Loss, Losses, Margin, SampledSoftmax, Symmetric, Warp
 from twotower.optimisers import RowwiseAdam
 from twotower.schema import History, Number
 from twotower.towers import Tower, TwoTower
@@ -40,14 +40,19 @@ def model_of(run: Run, store: Store) -> Model:
 
 
 EASIER: dict[object, Callable[[], Loss]] = {
+    CCL: lambda: CCL(margin=0.5, negative_weight=2.0),
     Margin: lambda: Margin(margin=1.0),
     SampledSoftmax: lambda: SampledSoftmax(temperature=0.2),
+    Symmetric: lambda: Symmetric(of=SampledSoftmax(temperature=0.2)),
+    Warp: lambda: Warp(margin=1.0),
 }
 """Losses whose defaults are for larger data."""
+WITH_ITEMS = [loss for loss in typing.get_args(Losses) if loss is not HierarchicalSoftmax]
+"""Losses that learn item vectors."""
 
 
 @pytest.mark.parametrize(("batch_of", "batch_size"), [("pairs", 64), ("queries", 8)])
-@pytest.mark.parametrize("loss", typing.get_args(Losses), ids=lambda loss: loss.__name__)
+@pytest.mark.parametrize("loss", WITH_ITEMS, ids=lambda loss: loss.__name__)
 def test_every_loss_finds_the_checkerboard(loss: type[Loss], batch_of: str, batch_size: int) -> None:
     """A guess among the 16 items a user has not met would give 1/16."""
     store = checkerboard()
@@ -144,7 +149,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, metrics: list[float]) -> None:
         value = next(left)
         return SimpleNamespace(metric=lambda name: value)
 
-    monkeypatch.setattr(loop._Loop, "_measure", measure)
+    monkeypatch.setattr(loop.Loop, "_measure", measure)
 
 
 def test_patience_ends_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -225,10 +230,10 @@ def test_a_metric_that_is_not_reported_is_refused_before_training() -> None:
 def interrupted_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     call = Stepper.__call__
 
-    def stepper(self: Stepper, batch: Any, at: int, rate: float) -> Any:
+    def stepper(self: Stepper, batch: Any, at: int, rate: float, *, with_health: bool) -> Any:
         if at == step:
             raise KeyboardInterrupt
-        return call(self, batch, at, rate)
+        return call(self, batch, at, rate, with_health=with_health)
 
     monkeypatch.setattr(Stepper, "__call__", stepper)
 
@@ -316,3 +321,40 @@ def test_a_query_that_training_never_met_stands_for_the_mean_of_all_others() -> 
         assert torch.allclose(table.weight[0], others, atol=1e-6)
     Retriever(run, store, towers)
     assert torch.allclose(table.weight[0], others, atol=1e-6)
+
+
+def test_frequencies_may_look_ahead() -> None:
+    """Two and a half epochs of ids before the first step, none of it training."""
+    store = checkerboard()
+    loops = [
+        loop.Loop(
+            run_of(store, parts={"frequency": StreamingFrequency(buckets=64, burn_in=epochs)}, epochs=1),
+            store,
+            np.flatnonzero(PART == 0),
+            None,
+            Recorder(None, quiet=True),
+            None,
+        )
+        for epochs in (0.0, 2.5)
+    ]
+    for made in loops:
+        made._burn_in()
+    per_epoch = loops[0].batches.steps_per_epoch
+    assert [int(made.model.frequency.step) for made in loops] == [0, round(2.5 * per_epoch)]
+    assert torch.equal(*(made.model.towers.weights["/item"].weight for made in loops))
+
+
+def test_a_tree_learns_which_items_a_user_meets() -> None:
+    """Its nodes stand for the items: half of the items are a user's, so a log p of -log 15 each is perfect."""
+    store = checkerboard()
+    run = run_of(store, loss=HierarchicalSoftmax(), epochs=40, validate_every=40, metric="recall@1")
+    fit = fit_once(run, store, PART)
+    user = torch.tensor([2, 3])
+    query_BD = fit.model.towers.eval().encode_query({"user": user}) * 1.0
+    item = torch.arange(SIZE)
+    found = fit.model.loss.log_p(query_BD, torch.arange(2).repeat_interleave(SIZE), item.repeat(2))
+    log_p = found.detach().view(2, SIZE)
+    for row, parity in enumerate((0, 1)):
+        mine = (item % 2 == parity) & (item != 2 + row)
+        assert float(log_p[row].exp()[mine].sum()) > 0.8
+    assert float(log_p.exp().sum()) == pytest.approx(2.0, abs=1e-4)

@@ -11,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.columns import Columns
 from ..errors import ConfigError
 from ..part import Part
 from ..records import Features, Ragged
 from ..schema import Feature, Id, Number, Schema, Text, Time, Vector, table_of
 from ..tables import Table, TableSettings
+from .graph import Adjacency, Graph, Side, edges
+from .svd_start import SvdStart
 
 
 class Tower(Part):
@@ -47,9 +50,18 @@ class Tower(Part):
                 "towers: combine = 'concat' needs layers to mix the features: set widths, or combine = 'sum'"
             )
 
-    def build(self, side: str, features: list[tuple[str, str, Feature]], tables: nn.ModuleDict, dim: int) -> int:
+    def build(
+        self,
+        side: Side,
+        features: list[tuple[str, str, Feature]],
+        tables: nn.ModuleDict,
+        dim: int,
+        graph: Graph | None = None,
+    ) -> int:
         """Make the layers over ``features`` (side, name, feature); returns the width of the tower's output."""
+        self.side = side
         self.tables = [tables]  # in a list: the tables belong to the pair of towers, not to this one
+        self.graph = [graph]  # and so does the graph
         self.look_ups: list[tuple[str, str, bool]] = []  # (key in Features, table, whether it is an id)
         self.numbers: list[str] = []
         self.vectors: list[str] = []
@@ -108,13 +120,15 @@ class Tower(Part):
         return total
 
     def _look_up(self, column: Tensor | Ragged, table_name: str, is_id: bool) -> Tensor:
-        table = self.tables[0][_module_name(table_name)]
+        table, graph = self.tables[0][_module_name(table_name)], self.graph[0]
         assert isinstance(table, Table)
         if isinstance(column, Ragged):
             return table.bag(column)
         if is_id and self.training and self.id_dropout > 0:
             hidden = torch.rand(len(column), device=column.device) < self.id_dropout
             column = column.masked_fill(hidden, -1)
+        if is_id and graph is not None:
+            return graph.look_up(self.side, column)
         return table.look_up(column)
 
 
@@ -141,6 +155,12 @@ class TwoTower(Part):
     item: Tower = field(default_factory=Tower)
     normalise: bool = True
     """Divide both vectors by their length: the dot product is the cosine."""
+    serve: Literal["as_trained", "dot"] = "as_trained"
+    """Whether vectors that are measured and served are normalised too, or compared by dot product."""
+    start: SvdStart | None = None
+    """Where the tables of ids start; at random without it."""
+    graph: Graph | None = None
+    """Passes vectors of ids on along the training pairs."""
     tables: dict[str, TableSettings] = field(default_factory=dict)
     """Settings of tables by name, where they differ from the default."""
 
@@ -163,16 +183,52 @@ class TwoTower(Part):
                 for name, rows in table_sizes.items()
             }
         )
+        self.id_tables = None if self.start is None and self.graph is None else _id_tables(features)
+        if self.graph is not None:
+            self._check_graph(self.graph, [f"{side}.{name}" for side, name, _ in features])
+            self.graph.build(*self._tables_of_ids())
         item = [f for f in features if f[0] == "item"]
         query = [f for f in features if f[0] != "item"]
-        query_width = self.query.build("query", query, self.weights, self.dim)
-        item_width = self.item.build("item", item, self.weights, self.dim)
+        query_width = self.query.build("query", query, self.weights, self.dim, self.graph)
+        item_width = self.item.build("item", item, self.weights, self.dim, self.graph)
         if query_width != item_width:
             raise ConfigError(
                 f"towers: the query tower ends {query_width} wide and the item tower {item_width}: give "
                 "towers.query.widths and towers.item.widths the same last number (without them it is towers.dim)"
             )
         self.width = query_width
+
+    def _check_graph(self, graph: Graph, features: list[str]) -> None:
+        if graph.served_layers and len(features) > 2:
+            raise ConfigError(
+                f"towers.graph: served_layers is {graph.served_layers}, which needs towers of ids alone, found the "
+                f"features {features}: leave served_layers out"
+            )
+
+    def connect(self, pairs: Ragged, query: Columns, item: Columns) -> None:
+        """Take the training pairs (the items of every query) and the encoded catalogues, for ``start`` and ``graph``.
+
+        Nothing is done without these settings. Raises DataError where no pair has both ids.
+        """
+        if self.id_tables is None:
+            return
+        (query_name, _), (item_name, _) = self.id_tables
+        edge_2E = edges(pairs, query[query_name], item[item_name])
+        of_query, of_item = self._tables_of_ids()
+        if self.graph is not None:
+            self.graph.connect(edge_2E)
+        if self.start is not None:
+            weight, rows = of_query.weight, (len(of_query.weight), len(of_item.weight))
+            made = Adjacency(edge_2E, rows, weight.dtype) if self.graph is None else self.graph.adjacency(weight)
+            self.start.apply(made, of_query, of_item)
+
+    def _tables_of_ids(self) -> tuple[Table, Table]:
+        assert self.id_tables is not None
+        (_, query), (_, item) = self.id_tables
+        of_query, of_item = self.weights[_module_name(query)], self.weights[_module_name(item)]
+        assert isinstance(of_query, Table)
+        assert isinstance(of_item, Table)
+        return of_query, of_item
 
     @property
     def device(self) -> torch.device:
@@ -196,16 +252,55 @@ class TwoTower(Part):
                 stack.enter_context(table.settled())
             yield
 
-    def encode_query(self, features: Features) -> Tensor:
-        """[B, D]"""
-        return self._finish(self.query(features))
+    def encode_query(self, features: Features, *, served: bool = False) -> Tensor:
+        """[B, D] as a loss compares them, or as they are ``served``: by ``serve``, after ``graph.served_layers``."""
+        return self._encode("query", features, served)
 
-    def encode_item(self, features: Features) -> Tensor:
-        """[n, D]"""
-        return self._finish(self.item(features))
+    def encode_item(self, features: Features, *, served: bool = False) -> Tensor:
+        """[n, D], likewise."""
+        return self._encode("item", features, served)
 
-    def _finish(self, vector: Tensor) -> Tensor:
-        return unit_length(vector) if self.normalise else vector
+    def _encode(self, side: Side, features: Features, served: bool) -> Tensor:
+        if served and self.graph is not None and self.graph.served_layers:
+            row = features[self._id_name(side)]
+            assert isinstance(row, Tensor)
+            vector = self.graph.serve(side, row, self._encode_rows, (*self.parameters(), *self.buffers()))
+        else:
+            vector = (self.query if side == "query" else self.item)(features)
+        return unit_length(vector) if self.normalise and not (served and self.serve == "dot") else vector
+
+    def _encode_rows(self, side: Side, row: Tensor) -> Tensor:
+        """Vectors of rows of an id table, as a loss compares them; for towers of ids alone."""
+        return self._encode(side, {self._id_name(side): row}, served=False)
+
+    def _id_name(self, side: Side) -> str:
+        assert self.id_tables is not None
+        return self.id_tables[0 if side == "query" else 1][0]
+
+
+IdTable = tuple[str, str]
+"""An Id feature's name and its table's."""
+
+
+def _id_tables(features: list[tuple[str, str, Feature]]) -> tuple[IdTable, IdTable]:
+    """The ids of both sides. Raises ConfigError unless each side has one, in two tables."""
+    found: list[IdTable] = []
+    for side in ("query", "item"):
+        ids = [(name, table_of(s, name, f)) for s, name, f in features if s == side and isinstance(f, Id)]
+        if len(ids) != 1:
+            raise ConfigError(
+                f"towers: start and graph need one Id feature under [schema.{side}], found {[n for n, _ in ids]}: "
+                "declare one, or leave towers.start and towers.graph out"
+            )
+        name, table = ids[0]
+        assert table is not None
+        found.append((name, table))
+    if found[0][1] == found[1][1]:
+        raise ConfigError(
+            f"towers: start and graph need a table for the ids of each side, found {found[0][1]!r} for both: give "
+            "their features two tables, or leave towers.start and towers.graph out"
+        )
+    return found[0], found[1]
 
 
 def unit_length(x_nD: Tensor) -> Tensor:
@@ -229,5 +324,5 @@ class _UnitLength(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> Tensor:
         y_nD, inverse_n1 = ctx.saved_tensors
-        along_n1 = torch.einsum("nd,nd->n", y_nD, outer[0])[:, None]
+        along_n1 = torch.linalg.vecdot(y_nD, outer[0])[:, None]  # einsum makes n products of 1 x D by D x 1
         return torch.addcmul(outer[0], y_nD, along_n1, value=-1).mul_(inverse_n1)

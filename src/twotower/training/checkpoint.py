@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import ArtifactError
+from ..part import Part
 
 FORMAT = 1
 TENSORS, STATE = "model.safetensors", "state.json"
@@ -81,6 +82,10 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _fill(folder: Path, module: nn.Module, found: dict[str, Tensor]) -> None:
+    for prefix, part in module.named_modules():
+        if isinstance(part, Part):
+            start = f"{prefix}." if prefix else ""
+            part.make_room({n.removeprefix(start): v.shape for n, v in found.items() if n.startswith(start)})
     expected = module.state_dict()
     both = expected.keys() & found.keys()
     wrong = sorted(

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from ..data.batches import TrainingBatches
 from ..data.held_out import PARTS, HeldOut, held_out
 from ..data.store import Store
 from ..errors import ArtifactError, ConfigError
+from ..evaluation import MODEL, check_metric, metric_names
 from ..evaluation import Evaluation as EvaluationResult
-from ..evaluation import check_metric, metric_names
 from ..evaluation import evaluate as evaluate_vectors
 from ..records import Batch
 from ..schema import Id
@@ -211,7 +212,7 @@ def fit_once(
         held_out(store, part_E, "valid", filter_seen=run.evaluation.filter_seen) if (part_E == 1).any() else None
     )
     events = np.flatnonzero(part_E == PARTS["train"])
-    return _Loop(run, store, events, questions, recorder or Recorder(None, quiet=True), folder).run_to(
+    return Loop(run, store, events, questions, recorder or Recorder(None, quiet=True), folder).run_to(
         run.training.epochs
     )
 
@@ -227,10 +228,10 @@ def refit(
 ) -> Fit:
     """Train anew on training and validation events for a length chosen before, with the same schedule."""
     events = np.flatnonzero((part_E == PARTS["train"]) | (part_E == PARTS["valid"]))
-    return _Loop(run, store, events, None, recorder or Recorder(None, quiet=True), folder).run_to(epochs)
+    return Loop(run, store, events, None, recorder or Recorder(None, quiet=True), folder).run_to(epochs)
 
 
-class _Loop:
+class Loop:
     """State of one stretch of training."""
 
     def __init__(
@@ -270,6 +271,7 @@ class _Loop:
         self.recorder.begin("train" if self.questions is not None else "train on all", stop)
         self.model.train()
         step, started = 0, time.perf_counter()
+        self._burn_in()
         try:
             for step, batch in enumerate(self._stream(stop), start=1):
                 self._step(step, batch)
@@ -298,6 +300,14 @@ class _Loop:
             history=tuple(self.history),
         )
 
+    def _burn_in(self) -> None:
+        """Let the frequency estimate observe what it wants to know ahead, in orders that no epoch of training has."""
+        left, epoch = round(self.model.frequency.epochs_ahead() * self.batches.steps_per_epoch), -1
+        while left > 0:
+            for batch in islice(self.batches.epoch(epoch), left):
+                self.model.frequency.observe(batch.item_P.to(self.stepper.device))
+            left, epoch = left - self.batches.steps_per_epoch, epoch - 1
+
     def _stream(self, stop: int) -> Iterator[Batch]:
         left, epoch = stop, 0
         while left > 0:
@@ -310,7 +320,7 @@ class _Loop:
 
     def _step(self, step: int, batch: Batch) -> None:
         rate = learning_rate(self.run.training, step - 1, self.scheduled_steps)
-        report = self.stepper(batch, step, rate)
+        report = self.stepper(batch, step, rate, with_health=self.recorder.wants_health)
         temperature = getattr(self.model.loss, "current_temperature", lambda: None)()
         if isinstance(temperature, torch.Tensor):
             temperature = temperature.item()
@@ -325,8 +335,11 @@ class _Loop:
         metric = self.run.training.metric
         result = self._measure(self.questions)
         value = result.metric(metric)
-        self.history.append({"epoch": self._epoch(step), metric: value})
-        self.recorder.write("valid", step, self._epoch(step), {metric: value})
+        measured = {metric: value}
+        if self.run.evaluation.batch_recall is not None and result.batch_recall is not None:
+            measured |= result.batch_recall.rows[MODEL]
+        self.history.append({"epoch": self._epoch(step), **measured})
+        self.recorder.write("valid", step, self._epoch(step), measured)
         better = self.best_metric is None or math.isnan(self.best_metric) or value > self.best_metric
         self.recorder.say(
             f"epoch {self._epoch(step):.4g}: {metric} {value:.4f} on validation{' (best)' if better else ''}"
@@ -352,6 +365,7 @@ class _Loop:
             k=tuple(sorted({*self.run.evaluation.k, _k_of(self.run.training.metric)})),
             tail_max=self.run.evaluation.tail_max,
             head_share=self.run.evaluation.head_share,
+            batch_recall=self.run.evaluation.batch_recall,
             baselines=False,
         )
 
@@ -404,6 +418,7 @@ def evaluate_retriever(
         k=run.evaluation.k,
         tail_max=run.evaluation.tail_max,
         head_share=run.evaluation.head_share,
+        batch_recall=run.evaluation.batch_recall,
         baselines=baselines,
     )
 

@@ -41,25 +41,25 @@ class Recommendation:
 
 
 def encode_catalogue(towers: TwoTower, store: Store) -> Tensor:
-    """[M, D] vectors of all items, on the device of the towers."""
+    """[M, D] vectors of all items as they are served, on the device of the towers."""
     return _encode(
         towers, store.n_items, lambda start, stop: store.item.take(torch.arange(start, stop)), towers.encode_item
     )
 
 
 def encode_questions(towers: TwoTower, questions: HeldOut) -> Tensor:
-    """[Q, D] vectors of held-out queries, on the device of the towers."""
+    """[Q, D] vectors of held-out queries as they are served, on the device of the towers."""
     return _encode(towers, len(questions), questions.features, towers.encode_query)
 
 
 def _encode(
-    towers: TwoTower, n: int, features: Callable[[int, int], Features], encode: Callable[[Features], Tensor]
+    towers: TwoTower, n: int, features: Callable[[int, int], Features], encode: Callable[..., Tensor]
 ) -> Tensor:
     training, device = towers.training, towers.device
     towers.eval()
     with torch.no_grad():
         chunks = ((start, min(start + CHUNK, n)) for start in range(0, n, CHUNK))
-        parts = [encode(to_device(features(start, stop), device)) for start, stop in chunks]
+        parts = [encode(to_device(features(start, stop), device), served=True) for start, stop in chunks]
     towers.train(training)
     return torch.cat(parts) if parts else torch.empty(0, towers.width, device=device)
 
@@ -120,7 +120,7 @@ class Retriever:
         row = self._query_row(given)
         features = self._query_features(given, row)
         with torch.no_grad():
-            query_1D = self.towers.encode_query(to_device(features, self.towers.device))
+            query_1D = self.towers.encode_query(to_device(features, self.towers.device), served=True)
         exclude = self._seen_of(row) if filter_seen else self._itself(row)
         best = top_k(query_1D, self.item_MD, min(k, self.store.n_items), exclude=exclude)
         rows = [r for r in best.row_Qk[0].tolist() if r >= 0]
