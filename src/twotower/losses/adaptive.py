@@ -98,6 +98,8 @@ class AdaptiveMargin(Adaptive):
     margin (reconstructed from its description; papers that quote it give no more).
     """
 
+    is_hinge: ClassVar[bool] = True
+
     offset: float = 0.01
     """Margin of a negative equal to the positive item (delta_0)."""
     learn_offset: bool = False

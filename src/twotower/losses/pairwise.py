@@ -34,6 +34,7 @@ class Margin(RowLoss):
     2006.11632 (triplet).
     """
 
+    is_hinge: ClassVar[bool] = True
     per_pair: ClassVar[bool] = True
 
     margin: float = 0.1
@@ -58,6 +59,7 @@ class Warp(RowLoss):
     Source: Weston et al., WSABIE, IJCAI 2011, equations 2 to 4; Usunier et al., ICML 2009.
     """
 
+    is_hinge: ClassVar[bool] = True
     per_pair: ClassVar[bool] = True
 
     correction: Correction = "negatives"

@@ -47,6 +47,8 @@ class RowLoss(Loss):
     per_pair: ClassVar[bool] = False
     """Whether each positive is compared with each candidate; otherwise a query's candidates are reduced once."""
     by_log_sum_exp: ClassVar[bool] = False
+    is_hinge: ClassVar[bool] = False
+    """Whether it is 0 for a positive far enough above all of its candidates."""
     corrects_positive: ClassVar[bool] = False
     """Whether correction ``all`` has a meaning for this loss."""
     needs_counts: ClassVar[bool] = False

@@ -7,7 +7,7 @@ from dataclasses import field, replace
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..frequency import log_of_at_least_one
 from ..part import Facts
 from ..records import Batch, Block, Encoded, Ragged
@@ -75,6 +75,11 @@ class Symmetric(Loss):
 def turned(encoded: Encoded, log_presence_Q: Tensor) -> Encoded:
     """The same batch seen from its positive items: each is a query now, and looks for the queries of the batch."""
     batch = encoded.batch
+    if bool((batch.query_B < 0).any()):
+        raise DataError(
+            f"training: {int((batch.query_B < 0).sum())} events of a batch have no query id, but Symmetric looks for queries by "
+            "theirs: leave such events out, or choose another loss"
+        )
     slot_U, of_P = encoded.positive_slot_P.unique(return_inverse=True)
     by_item = torch.sort(of_P, stable=True).indices
     by_row = torch.sort(batch.query_B, stable=True).indices

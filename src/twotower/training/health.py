@@ -11,12 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..losses import AdaptiveMargin, Loss, Margin, RowLoss, Symmetric, Warp
+from ..losses import Loss, RowLoss, Symmetric
 from ..records import NEG_INF, Encoded
 from ..scoring import Lines, Scores, pair_dots
-
-HINGES = (AdaptiveMargin, Margin, Warp)
-"""Losses that are 0 for a positive far enough above all of its candidates."""
 
 MOST_LINES, MOST_SCORES, MOST_ITEMS = 128, 2**19, 4096
 """Of the sample of a batch that is looked at: a few milliseconds on a CPU."""
@@ -54,7 +51,7 @@ def examine(loss: Loss, encoded: Encoded, notes: dict[str, Tensor], step: int) -
 
         item_similarity       (|sum_i v_i|^2 - sum_i |v_i|^2) / (n (n - 1)) over n distinct items, v_i of unit length
         effective_negatives   mean over lines of exp(- sum_j p_j log p_j),  p_j ~ w_j e^{s_j}
-        no_margin_left        share of positives whose loss is 0 where it can be (``HINGES``), else of those that score
+        no_margin_left        share of positives whose loss is 0 where it can be (``is_hinge``), else of those that score
                               more than every candidate: s_j < s for all j
 
     Scores are similarities over the loss's temperature, uncorrected, as they rank; weights (repeats, correction) and
@@ -73,7 +70,7 @@ def examine(loss: Loss, encoded: Encoded, notes: dict[str, Tensor], step: int) -
             nothing = {"candidates": math.nan, "effective_negatives": math.nan, "no_margin_left": math.nan}
             return Health(item_similarity=item_similarity, **nothing)
         sample = _Sample(loss, encoded, step)
-        beaten_p = notes["loss"][notes["alive"]] == 0 if isinstance(loss, HINGES) else sample.beaten()
+        beaten_p = notes["loss"][notes["alive"]] == 0 if loss.is_hinge else sample.beaten()
         return Health(
             item_similarity=item_similarity,
             candidates=sample.candidates(),
