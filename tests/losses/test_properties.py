@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from twotower.errors import DataError
 from twotower.losses import (
     GBCE,
     NCE,
@@ -285,6 +286,16 @@ def test_symmetric_is_a_naive_loop_both_ways() -> None:
         assert value.item() == pytest.approx(want.item(), abs=1e-6)  # presences are kept in float32
         for found, expected in zip(torch.autograd.grad(value, [case.query_BD, items]), want_gradients, strict=True):
             assert (found - expected).abs().max() < 1e-6
+
+
+def test_symmetric_needs_to_know_the_queries() -> None:
+    case = make_case(2, batch_of="queries")
+    nameless = replace(case.batch, query_B=torch.tensor([0, 1, -1, 3, -1, 5, 6]))
+    encoded = encode(case.query_BD, lambda row: case.item_MD.index_select(0, row), nameless, case.candidates)
+    loss = Symmetric()
+    loss.setup(facts(n_items=19))
+    with pytest.raises(DataError, match="2 of 7 events of a batch have no query id"):
+        loss(encoded)
 
 
 # ---------------------------------------------------------------- buckets

@@ -75,10 +75,11 @@ class Symmetric(Loss):
 def turned(encoded: Encoded, log_presence_Q: Tensor) -> Encoded:
     """The same batch seen from its positive items: each is a query now, and looks for the queries of the batch."""
     batch = encoded.batch
-    if bool((batch.query_B < 0).any()):
+    nameless = int((batch.query_B < 0).sum())
+    if nameless:
         raise DataError(
-            f"training: {int((batch.query_B < 0).sum())} events of a batch have no query id, but Symmetric looks for queries by "
-            "theirs: leave such events out, or choose another loss"
+            f"training: {nameless} of {len(batch.query_B)} events of a batch have no query id, which Symmetric finds "
+            "queries by: leave such events out, or choose another loss"
         )
     slot_U, of_P = encoded.positive_slot_P.unique(return_inverse=True)
     by_item = torch.sort(of_P, stable=True).indices

@@ -51,8 +51,8 @@ def examine(loss: Loss, encoded: Encoded, notes: dict[str, Tensor], step: int) -
 
         item_similarity       (|sum_i v_i|^2 - sum_i |v_i|^2) / (n (n - 1)) over n distinct items, v_i of unit length
         effective_negatives   mean over lines of exp(- sum_j p_j log p_j),  p_j ~ w_j e^{s_j}
-        no_margin_left        share of positives whose loss is 0 where it can be (``is_hinge``), else of those that score
-                              more than every candidate: s_j < s for all j
+        no_margin_left        share of positives whose loss is 0 where it can be (``is_hinge``), else of those that
+                              score more than every candidate: s_j < s for all j
 
     Scores are similarities over the loss's temperature, uncorrected, as they rank; weights (repeats, correction) and
     exclusions are the loss's own. Where it leaves a positive among its own candidates (``exclude = "none"``) that is
