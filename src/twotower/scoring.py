@@ -560,8 +560,9 @@ class _Product:
             else:
                 out[:, : self.n_columns] = self.line_low[start:stop] @ self.column_low.T
             if self.n_own:
-                own_CKD = self.of.table_TD[self.slot_LK[start:stop]]
-                out[:, self.n_columns :] = (line_CD[:, None] * own_CKD).sum(-1)
+                slot_CK = self.slot_LK[start:stop]
+                own_CKD = self.of.table_TD.index_select(0, slot_CK.flatten()).view(*slot_CK.shape, -1)
+                out[:, self.n_columns :] = torch.bmm(own_CKD, line_CD[:, :, None])[:, :, 0]
         return out
 
     def add(self, of_score: Tensor, start: int, stop: int) -> None:
@@ -575,10 +576,13 @@ class _Product:
             self.of_line[start:stop] += (low @ self.column_low).to(line_CD.dtype)
             self.of_column += (low.T @ self.line_low[start:stop]).to(line_CD.dtype)
         if self.of_table is not None:
-            slot_CK = self.slot_LK[start:stop]
-            of_own_CK1 = of_score[:, self.n_columns :, None]
-            self.of_line[start:stop] += (of_own_CK1 * self.of.table_TD[slot_CK]).sum(1)
-            self.of_table.index_add_(0, slot_CK.flatten(), (of_own_CK1 * line_CD[:, None]).flatten(0, 1))
+            slot_S = self.slot_LK[start:stop].flatten()
+            of_own_CK = of_score[:, self.n_columns :]
+            first_C = torch.arange(0, len(slot_S), self.n_own, device=slot_S.device)
+            self.of_line[start:stop] += F.embedding_bag(
+                slot_S, self.of.table_TD, first_C, mode="sum", per_sample_weights=of_own_CK.flatten()
+            )
+            self.of_table.index_add_(0, slot_S, (of_own_CK[:, :, None] * line_CD[:, None]).flatten(0, 1))
 
     def _low(self, x: Tensor) -> Tensor:
         return x if self.gemm is None else x.to(self.gemm)

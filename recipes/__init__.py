@@ -1,0 +1,1 @@
+"""Published methods as two-tower runs: claim, data, command, expected and obtained number."""
