@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from twotower.errors import ConfigError
 from twotower.records import Ragged
-from twotower.tables import Table, TableSettings
+from twotower.tables import Table, TableSettings, distinct_rows
 
 ROWS, DIM = 7, 3
 
@@ -136,6 +136,14 @@ def test_starts() -> None:
 def test_settings_out_of_range(settings_: dict[str, float], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         TableSettings(**settings_)  # type: ignore[arg-type]
+
+
+@given(rows=st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=9), n_rows=st.sampled_from([ROWS, 1000]))
+@settings(max_examples=40)
+def test_distinct_rows_are_those_of_torch(rows: list[int], n_rows: int) -> None:
+    row = torch.tensor(rows)
+    for found, want in zip(distinct_rows(row, n_rows), row.unique(return_inverse=True), strict=True):
+        assert torch.equal(found, want)
 
 
 # ---------------------------------------------------------------- rows that training never met

@@ -41,6 +41,24 @@ def where_present(row: Tensor, vectors: Callable[[Tensor], Tensor], like_RD: Ten
     return like_RD.new_zeros(len(row), like_RD.shape[1]).index_copy(0, at, vectors(row.index_select(0, at)))
 
 
+_WORTH_MARKING = 16
+"""A table of up to so many times the rows looked up is marked row by row; sorting is quicker for larger ones."""
+
+
+def distinct_rows(row: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
+    """The distinct of some rows of a table, rising, and where each went: ``torch.unique``, without a sort where marking
+    all rows of the table is cheaper."""
+    if n_rows > _WORTH_MARKING * len(row):
+        distinct, at = row.unique(return_inverse=True)
+        return distinct, at
+    met_R = torch.zeros(n_rows, dtype=torch.bool, device=row.device)
+    met_R[row] = True
+    distinct = met_R.nonzero()[:, 0]
+    place_R = torch.empty(n_rows, dtype=torch.int64, device=row.device)
+    place_R[distinct] = torch.arange(len(distinct), device=row.device)
+    return distinct, place_R.index_select(0, row)
+
+
 class Table(nn.Module):
     """``rows x dim`` vectors. A look-up while training is a leaf whose gradient an optimiser takes from ``touched``."""
 
@@ -106,7 +124,7 @@ class Table(nn.Module):
         if len(row) < 2 or bool((row[1:] > row[:-1]).all()):
             distinct, at = row, None
         else:
-            distinct, at = row.unique(return_inverse=True)
+            distinct, at = distinct_rows(row, len(self.weight))
         leaf = self.weight.index_select(0, distinct).requires_grad_()
         self.touched.append((distinct, leaf))
         return leaf, at
@@ -123,7 +141,7 @@ class Table(nn.Module):
         return rows, total
 
     def _summed(self, found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        rows, at = torch.cat([rows for rows, _ in found]).unique(return_inverse=True)
+        rows, at = distinct_rows(torch.cat([rows for rows, _ in found]), len(self.weight))
         total = torch.zeros(len(rows), self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device)
         total.index_add_(0, at, torch.cat([gradient for _, gradient in found]))
         return rows, total
