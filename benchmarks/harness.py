@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import torch
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, from glibc's malloc.h
+from twotower.cli import keep_freed_memory
 
 
 def report(
@@ -90,16 +90,6 @@ def _cell(value: object) -> str:
 # ---------------------------------------------------------------- memory
 
 
-def keep_freed_memory() -> None:
-    """Tell glibc to take nothing by mmap and to give nothing back: large tensors then reuse pages they already have.
-
-    The same as the environment variables MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=-1 at the start of a process.
-    """
-    mallopt = ctypes.CDLL(None).mallopt
-    if not (mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1)):
-        raise OSError("mallopt refused: a warm allocator needs glibc")
-
-
 def peak_extra_bytes(action: Callable[[], object]) -> int:
     """By how many bytes the resident memory of this process rose at most while ``action`` ran.
 
@@ -159,8 +149,8 @@ class Apart:
 
 
 def _serve(connection: Connection, make: Callable[..., object], args: tuple[object, ...], warm: bool) -> None:
-    if warm:
-        keep_freed_memory()
+    if warm and not keep_freed_memory():
+        raise OSError("mallopt refused: a warm allocator needs glibc")
     served = make(*args)
     while True:
         try:

@@ -29,6 +29,7 @@ from benchmarks.baselines import package_texts, tfidf_vote
 from benchmarks.data import committed_run
 from benchmarks.harness import report
 from benchmarks.time_to import time_to
+from twotower.cli import keep_freed_memory
 from twotower.config import Run, dump_run
 from twotower.data.held_out import PARTS, HeldOut, held_out
 from twotower.data.splits import GivenSplit
@@ -191,6 +192,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of both, with --time-to")
     parser.add_argument("--repeats", type=int, default=3, help="fits of each, with --time-to")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     if arguments.time_to is not None:
         measure_time_to(arguments)
         return

@@ -197,3 +197,23 @@ def test_from_files_to_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert str(tmp_path / "store") in capsys.readouterr().err
     assert cli.main(["ingest", str(path), "--overwrite"]) == 0
     assert cli.main(["init", str(tmp_path / "events.csv"), "--out", str(path)]) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_freed_memory_is_kept_in_a_process_of_ours_alone() -> None:
+    """Called from Python it is left as it is; as a process, what is freed stays resident."""
+    body = (
+        "import sys; from twotower import cli; {call};"
+        "import ctypes; free = ctypes.CDLL(None).free; make = ctypes.CDLL(None).malloc; make.restype = ctypes.c_void_p;"
+        "x = make(64 << 20); ctypes.memset(x, 1, 64 << 20); free(ctypes.c_void_p(x));"
+        "print(int(open('/proc/self/statm').read().split()[1]) * 4096 >> 20)"
+    )
+    left, kept = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", body.format(call=call)], capture_output=True, text=True, check=True
+            ).stdout.splitlines()[-1]
+        )
+        for call in ("cli.main(['--version'])", "sys.argv = ['twotower', '--version']; cli.main()")
+    )
+    assert kept - left > 48

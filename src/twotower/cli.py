@@ -6,6 +6,7 @@ that need it, so that help is quick.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -189,8 +190,26 @@ def recommend(
     print(_as_json(found) if as_json else "\n".join(f"{best.score:8.4f}  {best.item}" for best in found))
 
 
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, from glibc's malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep what is freed for what comes next, instead of giving large buffers back to the system.
+
+    Touching them anew costs a quarter of a training step (docs/decisions.md). The same as the environment variables
+    MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=-1 at the start of a process. False where the C library is another.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; without ``arguments`` those of the process are taken."""
+    if arguments is None:  # the process is ours: whoever calls from Python decides for theirs
+        keep_freed_memory()
     try:
         app(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()
