@@ -16,7 +16,7 @@ from twotower.evaluation import metric_names
 @pytest.mark.parametrize("name", METRICS_OF)
 def test_every_arm_is_a_run(name: str, tmp_path: Path) -> None:
     if name != "debian" and not (data_folder() / name).exists():
-        pytest.skip(f"the data of {name} is research-only and not here")
+        pytest.skip(f"{data_folder() / name} is absent: set TWOTOWER_DATA to the folder of the data sets")
     base = run_of(name, tmp_path, [])
     assert base.tune is not None
     for arm in base.tune.arms:
