@@ -1,11 +1,12 @@
 """What correcting the negatives is worth, and what it costs: the same towers, data, steps and seeds in every arm.
 
-    python -m benchmarks.correction debian [--seeds 3] [--epochs 5] [--dim 64] [--jobs 1]
+    python -m benchmarks.correction debian [--seeds 3] [--epochs 5] [--dim 64] [--jobs 1] [--part test]
 
 Arms: correction none (plain), negatives, all; exact and streaming frequencies (after five passes over the ids, and for
 ``negatives`` also from nothing); temperatures 0.05, 0.07, 0.14;
 strengths 0.5, 0.7, 1 at 0.05; and a sweep of the number of uniform negatives (mixed negative sampling). Trained on the
-training part of the demo data, measured on its test part, by popularity of the target. Nothing is selected here.
+training part of the demo data, measured on its test part, by popularity of the target. Nothing is selected here:
+``--part valid`` measures on the validation part, for whoever changes a setting of all arms.
 
 Two arms are compared query by query: each query's recall is averaged over the seeds, and the difference is given with
 its standard error over the queries. ``--jobs`` runs so many fits at a time, each with its share of the cores.
@@ -33,6 +34,7 @@ from rich.table import Table
 
 from benchmarks.data import committed_run
 from benchmarks.harness import report
+from twotower.data.held_out import PARTS
 from twotower.evaluation import PairedDifference, paired_difference
 from twotower.training.loop import evaluate_retriever, fit_once, open_or_ingest, settings_of
 from twotower.training.retriever import Retriever
@@ -86,22 +88,27 @@ class Result:
     per_query: dict[str, np.ndarray]
 
 
-def run_one(arm: Arm, base: list[str], seed: int, work: Path) -> Result:
+def run_one(arm: Arm, base: list[str], seed: int, part: str, work: Path) -> Result:
     """Fit and measure one arm with one seed; the store under ``work`` is made by the first."""
     run = committed_run("debian", work, [*base, *arm.settings, f"training.seed={seed}"])
     store = open_or_ingest(run, quiet=True)
     part_E = run.split.assign(store)
-    watched = np.where(part_E == 1, -1, part_E).astype(np.int8)  # validation takes no part here
+    trained, measured = (
+        np.where(np.isin(part_E, [PARTS[name] for name in names]), part_E, -1).astype(np.int8)
+        for names in (("train",), ("train", part))
+    )
     with settings_of(run.training):
-        fit = fit_once(run, store, watched)
-    result = evaluate_retriever(Retriever(run, store, fit.model.towers), watched, "test", baselines=False)
+        fit = fit_once(run, store, trained)
+    result = evaluate_retriever(Retriever(run, store, fit.model.towers), measured, part, baselines=False)
     return Result(
         mean={metric: result.metric(metric) for metric in METRICS},
         per_query={metric: result.per_query["model"][metric].numpy() for metric in METRICS},
     )
 
 
-def run_all(chosen: list[Arm], base: list[str], seeds: int, jobs: int, console: Console) -> dict[str, list[Result]]:
+def run_all(
+    chosen: list[Arm], base: list[str], seeds: int, part: str, jobs: int, console: Console
+) -> dict[str, list[Result]]:
     """Every arm with every seed, the arms in their order."""
     started = time.perf_counter()
     found: dict[str, list[Result]] = {}
@@ -109,13 +116,15 @@ def run_all(chosen: list[Arm], base: list[str], seeds: int, jobs: int, console: 
         work = Path(folder)
         open_or_ingest(committed_run("debian", work, base), quiet=True)
         tasks = [(arm, seed) for arm in chosen for seed in range(seeds)]
-        results: Iterator[Result] = (run_one(arm, base, seed, work) for arm, seed in tasks)
+        results: Iterator[Result] = (run_one(arm, base, seed, part, work) for arm, seed in tasks)
         if jobs > 1:
             threads = max(1, (os.cpu_count() or 1) // jobs)
             pool = stack.enter_context(
                 ProcessPoolExecutor(jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,))
             )
-            futures = [pool.submit(run_one, arm, base, seed, work) for arm, seed in reversed(tasks)]  # longest first
+            futures = [
+                pool.submit(run_one, arm, base, seed, part, work) for arm, seed in reversed(tasks)
+            ]  # longest first
             results = (future.result() for future in reversed(futures))
         for (arm, _), result in zip(tasks, results, strict=True):
             found.setdefault(arm.name, []).append(result)
@@ -140,6 +149,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=5.0)
     parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--part", choices=("test", "valid"), default="test", help="the part that is measured")
     parser.add_argument("--only", default="", help="arms whose name holds this text")
     parser.add_argument("--jobs", type=int, default=1, help="fits at a time")
     parser.add_argument(
@@ -150,7 +160,7 @@ def main() -> None:
     base = [f"towers.dim={arguments.dim}", f"training.epochs={arguments.epochs}", "evaluation.k=[10, 100, 300]"]
     console = Console(width=160, highlight=False)
     chosen = [arm for arm in arms() if arguments.only in arm.name]
-    found = run_all(chosen, [*base, *arguments.set], arguments.seeds, arguments.jobs, console)
+    found = run_all(chosen, [*base, *arguments.set], arguments.seeds, arguments.part, arguments.jobs, console)
     console.print(_table(found))
     verdicts = _verdicts(found, console)
     metrics = {name: _summary(results) for name, results in found.items()}

@@ -101,13 +101,30 @@ def test_a_bucket_moves_by_alpha_towards_the_gap_since_its_last_batch() -> None:
 
 def test_warm_up_averages_the_first_gaps_alike() -> None:
     frequency = started(StreamingFrequency(alpha=0.25, initial_gap=8.0, patience=math.inf))
-    item, other = torch.tensor([0]), torch.tensor([1])
-    gaps = [1, 3, 2, 4]
-    for wait in gaps:
-        for batch in [other] * (wait - 1) + [item]:
+    found = []
+    for wait in (5, 1, 3, 2, 6, 7):
+        for batch in [[1]] * (wait - 1) + [[0]]:
+            frequency.observe(torch.tensor(batch))
+        found.append(gap(frequency, 0))
+    # the wait of 5 for the first touch stands in for a gap: then 1, (1 + 3) / 2, (1 + 3 + 2) / 3, (1 + 3 + 2 + 6) / 4
+    # and with alpha = 1/4 from there on 3/4 * 3 + 1/4 * 7
+    assert found == pytest.approx([5, 1, 2, 2, 3, 4], rel=1e-6)
+
+
+def test_in_passes_over_a_data_set_rare_items_weigh_what_they_should() -> None:
+    """An item with one event comes once in each pass: after four passes its mean gap is 4 passes less the first wait,
+    over 4 if that wait counted, (4 - 1/2) / 4 of a pass on average; of the whole gaps alone it is a pass."""
+    n_items, batch_size, passes = 4000, 20, 4
+    rng, frequency = generator(), StreamingFrequency(patience=math.inf, hashes=3)
+    frequency.setup(facts([1] * n_items))
+    weight = 0.0
+    for number in range(passes + 1):
+        for batch in torch.randperm(n_items, generator=rng).split(batch_size):
+            if number == passes:
+                weight += float((-frequency.log_presence(batch)).exp().sum())
             frequency.observe(batch)
-    # the shares are 1, 1/2, 1/3 and then alpha = 1/4: (1 + 3 + 2) / 3 = 2 -> 0.75 * 2 + 0.25 * 4 = 2.5
-    assert gap(frequency, 0) == pytest.approx(2.5, rel=1e-6)
+    batches_in_a_pass = n_items / batch_size
+    assert weight / n_items == pytest.approx(batches_in_a_pass, rel=0.01)
 
 
 def test_an_item_that_comes_twice_in_a_batch_is_updated_once() -> None:

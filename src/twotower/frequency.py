@@ -99,10 +99,13 @@ class StreamingFrequency(Frequency):
     so waiting for one gap would weigh every item of the batch 1.37 times too much; waiting for five adds 0.13%.
     ``patience = inf`` reads as printed in the paper.
 
-    With ``warm_up`` (ours; off is the paper's form) the n-th touch of a bucket counts max(alpha, 1 / n) instead of
-    alpha: the first gaps are averaged alike, and the initial gap is forgotten at once. Candidates weigh 1 / P, the gap
+    With ``warm_up`` (ours; off is the paper's form) the n-th gap of a bucket counts max(alpha, 1 / n) instead of alpha:
+    the first gaps are averaged alike, and the initial gap is forgotten at once. Candidates weigh 1 / P, the gap
     itself, of which a mean of gaps is an unbiased estimate. Without it a bucket forgets its initial gap only
     after some 1/alpha touches, which an item of the tail never gets: on the demo data that costs .04 of tail recall.
+    A gap lies between two touches. The wait for the first touch began with the stream, not with the item: in passes
+    over a data set it is half a gap, for an item that is new it is the age of the stream. It stands in until the second
+    touch, and then does not count; counted, items with one event would weigh 10% too little after five passes.
 
     A bucket never touched has the gap max(initial_gap, t): not seen in t batches. With ``warm_up`` it has what Good and
     Turing would give it: n_1 buckets were touched once in t batches, so new ones come n_1 / t a batch, and of M items
@@ -116,11 +119,13 @@ class StreamingFrequency(Frequency):
     sqrt(alpha / (2 - alpha) (1 - p)) and the relative bias alpha / 2 (1 - p): 7% and 0.5% for rare items, alpha = 0.01.
 
     ``burn_in`` epochs of batches, in orders of their own, are observed before the first step. In the first pass over a
-    data set everything is new, and the first gaps are too short; where all of it is at hand, two passes over the ids,
-    which cost next to nothing, put that behind.
+    data set everything is new, and the first gaps are too short; where all of it is at hand, a few passes over the ids,
+    which cost next to nothing, put that behind: after five, no class of items of the demo data weighs 2% too little
+    (after two it is 5%).
 
     ``buckets`` is the size of each hash function's own table; with ten times as many buckets as live items one item in
-    ten shares its bucket. Rows are hashed, so they must keep their meaning as long as the state is kept.
+    ten shares its bucket, and one in a hundred shares both where there are two functions. Rows
+    are hashed, so they must keep their meaning as long as the state is kept.
 
     Raises ConfigError where a setting is out of its range.
 
@@ -131,7 +136,7 @@ class StreamingFrequency(Frequency):
     """
 
     buckets: int = 2**20
-    hashes: int = 1
+    hashes: int = 2
     alpha: float = 0.01
     initial_gap: float = 100.0
     patience: float = 5.0
@@ -198,7 +203,7 @@ class StreamingFrequency(Frequency):
         last, mean_gap, touches = self.last_HB.view(-1), self.gap_HB.view(-1), self.touches_HB.view(-1)
         self.step += 1
         touch = touches[place] + 1
-        share = (1 / touch).clamp(min=self.alpha) if self.warm_up else self.alpha
+        share = (1 / (touch - 1).clamp(min=1)).clamp(min=self.alpha) if self.warm_up else self.alpha
         first_H, second_H = (self._per_hash(place[touch == number]) for number in (1, 2))
         self.touched_H += first_H
         self.once_H += first_H - second_H
