@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from math import e, exp, log, sqrt
+from math import e, exp, inf, log, sqrt
 
 import pytest
 import torch
 
-from twotower.losses import BPR, BilateralSoftmax, BinaryCrossEntropy, Margin, RowLoss, SampledSoftmax
+from twotower.losses import (
+    BPR,
+    CCL,
+    GBCE,
+    NCE,
+    SGNS,
+    AdapTau,
+    AdaptiveMargin,
+    AdaptiveTemperature,
+    AdvInfoNCE,
+    BilateralSoftmax,
+    BinaryCrossEntropy,
+    BucketedSoftmax,
+    HierarchicalSoftmax,
+    Loss,
+    Margin,
+    SampledSoftmax,
+    SquaredGramian,
+    Symmetric,
+    Warp,
+)
+from twotower.part import Facts
 from twotower.records import Batch, Block, Candidates, Ragged
 from twotower.scoring import encode
 
@@ -18,7 +39,7 @@ COUNTS = [0.25, 0.5, 4.0]
 
 
 def value(
-    loss: RowLoss,
+    loss: Loss,
     *,
     drawn: tuple[int, ...] = (1, 2),
     positives: tuple[tuple[int, int], ...] = ((0, 0),),
@@ -55,7 +76,22 @@ def value(
     return found[0]
 
 
-def near(number: float) -> object:
+def set_up(loss: Loss, *, n_items: int = 3, item_count: tuple[int, ...] = ()) -> Loss:
+    """Two queries with one pair each."""
+    facts = Facts(
+        n_items=n_items,
+        n_queries=2,
+        item_count_M=torch.tensor(item_count or [1] * n_items),
+        query_count_Q=torch.tensor([1, 1]),
+        batch_size=2,
+        batch_of="queries",
+        width=1,
+    )
+    loss.setup(facts)
+    return loss.double()
+
+
+def near(number: float | list[float]) -> object:
     return pytest.approx(number, abs=1e-6)
 
 
@@ -148,3 +184,112 @@ def test_binary() -> None:
     assert value(loss) == near(log(1 + exp(-1)) + 1.5 * (log(2) + log(3)) / 2)
     corrected = BinaryCrossEntropy(correction="negatives")
     assert value(corrected) == near(log(1 + exp(-1)) + (2 * log(2) + 0.25 * log(3)) / 2.25)
+
+
+def test_sgns() -> None:
+    """log(1 + e^-1), and log(1 + e^s) of each: log 2 and log 3, not their mean."""
+    assert value(SGNS()) == near(log(1 + exp(-1)) + log(2) + log(3))
+    assert value(SGNS(correction="negatives")) == near(log(1 + exp(-1)) + 2 * log(2) + 0.25 * log(3))
+
+
+def test_nce() -> None:
+    """e^s / count: 4 e of the positive, 2 and 0.5 of the candidates."""
+    assert value(NCE()) == near(log(1 + 1 / (4 * e)) + log(1 + 2) + log(1 + 0.5))
+
+
+def test_gbce() -> None:
+    """2 negatives of 10 items other than the positive: beta = 1 - t (1 - 2/10), and all is divided by 2 + 1."""
+    positive, negatives = log(1 + exp(-1)), log(2) + log(3)
+    for calibration, beta in ((0.0, 1.0), (0.75, 0.4), (1.0, 0.2)):
+        loss = set_up(GBCE(calibration=calibration), n_items=11)
+        assert value(loss) == near((beta * positive + negatives) / 3)
+
+
+def test_ccl() -> None:
+    """1 - 1 + 3 times the mean of max(0, s - 0.5)."""
+    assert value(CCL(margin=0.5, negative_weight=3.0)) == near(3 * (log(2) - 0.5) / 2)
+    colder = value(CCL(margin=0.9, negative_weight=3.0), positives=((0, 2),), drawn=(0, 1), known=((2,),))
+    assert colder == near(1 - log(2) + 3 * 0.1 / 2)
+
+
+def test_squared() -> None:
+    """Of the positive log 2: (log 2 - 1)^2; of 1 and 0 the squares 1 and 0, weighing 4 and 2."""
+    pair = {"positives": ((0, 2),), "drawn": (0, 1), "known": ((2,),)}
+    assert value(SquaredGramian(negative_weight=3.0, correction="none"), **pair) == near((log(2) - 1) ** 2 + 3 / 2)
+    assert value(SquaredGramian(negative_weight=3.0), **pair) == near((log(2) - 1) ** 2 + 3 * 4 / 6)
+
+
+def test_warp() -> None:
+    """One violator: Phi(1) = 1 times what it violates. Two: Phi(2) = 3/2 times the mean."""
+    assert value(Warp(margin=0.5, correction="none")) == near(log(2) - 0.5)
+    assert value(Warp(margin=1.5, correction="none")) == near(1.5 * (0.5 + log(2) + 0.5) / 2)
+    assert value(Warp(margin=0.1, correction="none")) == 0
+
+
+LOW = {"positives": ((0, 2),), "drawn": (0, 1), "known": ((2,),)}
+"""The positive is item 2, its cosines with the query, itself and the candidates 0 and 1: log 2, 1, log 2 and 0."""
+
+
+def test_adaptive_margin() -> None:
+    """Margins by the items' cosines: 0.01 + 0.5 (1 - log 2) and 0.51, of which only the first is not kept. The other
+    way round margins are by the query's cosines 1 and 0: 0.01 and 0.51, against the item's log 2 and 0."""
+    to_query = (0.01 + 0.5 * (1 - log(2)) - log(2) + 1) / 2
+    to_item = (0.01 - log(2) + log(2)) / 2
+    assert value(AdaptiveMargin.jd2023(), **LOW) == near(to_query + 0.05 * to_item)
+    by_query = AdaptiveMargin(alpha=0.5, offset=0.01, symmetric=0.0, hardness="query")
+    assert value(by_query, **LOW) == near((0.01 - log(2) + 1) / 2)
+    multiplied = AdaptiveMargin(alpha=0.5, offset=0.2, symmetric=0.0, combine="multiplicative")
+    assert value(multiplied, **LOW) == near((0.2 * (1 + 0.5 * (1 - log(2))) - log(2) + 1) / 2)
+
+
+def test_adaptive_temperature() -> None:
+    """Temperatures by the items' cosines: 0.5 + 0.5 (1 - log 2) and 1. The other way round 0.5 and 1: the difference
+    log 2 - log 2 and 0 - log 2."""
+    pair = AdaptiveTemperature(temperature=0.5, alpha=0.5, symmetric=0.1, correction="none")
+    to_query = log(1 + exp((1 - log(2)) / (1 - 0.5 * log(2))) + 0.5)
+    assert value(pair, **LOW) == near(to_query + 0.1 * log(1 + 1 + 0.5))
+    logit = AdaptiveTemperature(temperature=0.5, alpha=0.5, symmetric=0.1, correction="none", per="logit")
+    to_query = log(4 + exp(1 / (1 - 0.5 * log(2))) + 1) - log(4)  # the positive by itself: 2^(1 / 0.5)
+    assert value(logit, **LOW) == near(to_query + 0.1 * (log(4 + 4 + 1) - log(4)))
+
+
+def test_adaptau() -> None:
+    """Two queries, 8 items, two pairs: 1 / t_0 = log(2 * 8 / (2 * 2)) / 0.7 = log(4) / 0.7 before any gap."""
+    sharp = log(4) / 0.7
+    assert value(set_up(AdapTau(beta=inf), n_items=8)) == near(log(1 + 2**sharp) - sharp)
+
+
+def test_advinfonce() -> None:
+    """The adversary weighs the candidates as 1 to 3: 2 softmax = 1/2 and 3/2. At rest all weigh 1."""
+    loss = AdvInfoNCE(temperature=1.0, correction="none", width=1)
+    set_up(loss)
+    with torch.no_grad():
+        loss.of_query.weight.fill_(1.0)
+        loss.of_item.weight.copy_(torch.tensor([[5.0], [0.0], [log(3)]]))
+    assert value(loss) == near(log(e + 0.5 + 1.5 * 2) - 1)
+    with torch.no_grad():
+        loss.of_item.weight.zero_()
+    assert value(loss) == near(log(e + 1 + 2) - 1)
+
+
+def test_one_bucket_of_all() -> None:
+    assert value(BucketedSoftmax(temperature=1.0, correction="none", buckets=1)) == near(log(e + 1 + 2) - 1)
+
+
+def test_hierarchical() -> None:
+    """Counts 1, 1, 2: the root parts item 2 from the others, a node below parts 0 from 1. Of vectors log 3 and log 2
+    the probabilities are 3/4 for item 2, 1/4 * 2/3 for item 0 and 1/4 * 1/3 for item 1."""
+    loss = HierarchicalSoftmax()
+    set_up(loss, item_count=(1, 1, 2))
+    with torch.no_grad():
+        loss.nodes.weight.copy_(torch.tensor([[log(2)], [log(3)]]))
+    found = [value(loss, positives=((0, item),), known=((item,),)) for item in range(3)]
+    assert found == near([log(6), log(12), log(4 / 3)])
+
+
+def test_symmetric() -> None:
+    """Seen from either item both queries score alike, so one is found with probability 1/2."""
+    loss = set_up(Symmetric(of=SampledSoftmax(temperature=1.0, correction="none"), weight=0.25))
+    found = value(loss, drawn=(0, 1, 2), of_batch=True, positives=((0, 0), (1, 2)), weights=(1, 1), known=((0,), (2,)))
+    there = (log(e + 1 + 2) - 1 + log(2 + e + 1) - log(2)) / 2
+    assert found == near(0.75 * there + 0.25 * log(2))
