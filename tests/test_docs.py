@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import twotower
 from twotower.cli import app, main
+from twotower.config import dump_run, parse_run
+from twotower.losses import AdaptiveTemperature
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -73,6 +76,15 @@ def test_the_commands_run_one_after_the_other(capsys: pytest.CaptureFixture[str]
     assert len(shown["recommend"].splitlines()) == 10
     assert "best.toml" in shown["tune"]
     assert "temperature = 0.07" in Path("model/run.toml").read_text(encoding="utf-8")
+
+
+def test_the_run_of_choose_loss_is_jd_s() -> None:
+    text = (ROOT / "docs" / "choose-loss.md").read_text(encoding="utf-8")
+    (block,) = [
+        block for block in re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if "data" in block
+    ]
+    run = parse_run(block)
+    assert dump_run(run) == dump_run(replace(run, loss=AdaptiveTemperature.jd2023()))
 
 
 def test_the_files_it_lists_are_there() -> None:

@@ -124,8 +124,9 @@ class Text:
     Lower-cased words, with ``chars = (3, 5)`` also the character 3- to 5-grams of each word, both hashed into
     ``buckets`` vectors; ``subwords = n`` instead trains n subword tokens (byte-pair encoding) on the text.
     ``name_columns`` hold names such as ``libgtk-3-dev``: they also give their parts with and without digits, their
-    first and last part and their stem. Weights: ``tfidf`` ((1 + log count) times log inverse document frequency,
-    unit length) or ``mean``.
+    first and last part and their stem. ``length = n`` reads no more than the first n words, or subwords, of each text
+    (names are read whole). Weights: ``tfidf`` ((1 + log count) times log inverse document frequency, unit length) or
+    ``mean``.
     """
 
     columns: tuple[str, ...]
@@ -133,6 +134,7 @@ class Text:
     chars: tuple[int, int] | None = None
     subwords: int | None = None
     buckets: int = 2**18
+    length: int | None = None
     weighting: Literal["tfidf", "mean"] = "tfidf"
     table: str | None = None
 
@@ -140,6 +142,7 @@ class Text:
         where = f"Text(columns={list(self.columns)})"
         _require(len(self.columns) + len(self.name_columns) > 0, f"{where}: no column is named")
         _require(self.buckets >= 2, f"{where}: buckets is {self.buckets}, expected at least 2")
+        _require(self.length is None or self.length >= 1, f"{where}: length is {self.length}, expected at least 1")
         _require(
             self.chars is None or 1 <= self.chars[0] <= self.chars[1],
             f"{where}: chars is {self.chars}, expected two rising lengths such as [3, 5]",

@@ -458,6 +458,30 @@ def test_columns_lists_and_names_make_one_bag() -> None:
     assert found == [sorted((row, pytest.approx(share)) for row, share in weight.items())]
 
 
+def test_only_the_first_words_of_each_text_are_read() -> None:
+    feature = Text(columns=("t", "tags"), name_columns=("name",), length=2, weighting="mean", buckets=2**20)
+    table = {"t": ["red big old cat"], "tags": [["a", "b", "c"]], "name": ["ab-cd"]}
+    found = lists(fitted(feature, table).transform("query", pa.table(table))["x"])
+    names = Text(columns=(), name_columns=("name",), weighting="mean", buckets=2**20)
+    of_name = lists(fitted(names, table).transform("query", pa.table(table))["x"])
+    expected = {row_of(token, 2**20) for token in ("red", "big", "a", "b", "c")} | {row for row, _ in of_name[0]}
+    assert {row for row, _ in found[0]} == expected
+
+
+def test_only_the_first_subwords_of_each_text_are_read() -> None:
+    texts = ["low lower lowest", "new newer newest", "wide wider widest"] * 5
+    encoders = {
+        length: fitted(Text(columns=("t",), subwords=300, length=length, weighting="mean"), {"t": texts})
+        for length in (None, 3)
+    }
+    read = pa.table({"t": ["x", "low newest wide cab"]})
+    whole, cut = (lists(encoders[length].transform("query", read)["x"]) for length in (None, 3))
+    assert cut[0] == whole[0]  # no longer than that
+    assert sum(round(weight * 3) for _, weight in cut[1]) == 3
+    assert len(whole[1]) > 3
+    assert {row for row, _ in cut[1]} < {row for row, _ in whole[1]}
+
+
 def test_character_grams_are_no_words() -> None:
     feature = Text(columns=("t",), chars=(3, 3), weighting="mean", buckets=2**20)
     found = lists(fitted(feature, {"t": ["cat"]}).transform("query", pa.table({"t": ["cat"]}))["x"])

@@ -177,7 +177,7 @@ class Encoders:
         if text.subwords is None:
             bags = hashed_bags(feature, columns)
         else:
-            bags = subword_bags(columns, self._tokenizers[table_name], text.size)
+            bags = subword_bags(feature, columns, self._tokenizers[table_name], text.size)
         return bags.weighted(text.idf if feature.weighting == "tfidf" else None)
 
     @cached_property

@@ -170,12 +170,17 @@ def hashed_bags(feature: Text, columns: list[TextColumn], tokens_seen: DistinctH
 def _hashed_elements(column: TextColumn, feature: Text, tokens_seen: DistinctHashes | None) -> RaggedArray:
     """Rows of each element's tokens, repeats included."""
     coded = column.element.dictionary_encode()
-    cut = [column.tokens(text) for text in coded.dictionary.to_pylist()]
+    cut = [column.tokens(text)[: _limit(column, feature)] for text in coded.dictionary.to_pylist()]
     length = np.fromiter(map(len, cut), np.int64, len(cut))
     words = pa.array(chain.from_iterable(cut), pa.large_string()).dictionary_encode()
     word_lists = _rows_of_words(words.dictionary, feature, tokens_seen)
     of_text = _joined(RaggedArray.of_lengths(length, _codes(words)), word_lists)
     return of_text.take(_codes(coded))
+
+
+def _limit(column: TextColumn, feature: Text) -> int | None:
+    """Tokens read of each of its texts."""
+    return None if column.is_name else feature.length
 
 
 def _codes(coded: pa.DictionaryArray) -> NDArray[np.int64]:
@@ -264,15 +269,16 @@ def _require_tokenizers() -> None:
         ) from error
 
 
-def subword_bags(columns: list[TextColumn], tokenizer: Tokenizer, size: int) -> Bags:
+def subword_bags(feature: Text, columns: list[TextColumn], tokenizer: Tokenizer, size: int) -> Bags:
     """Bags of trained subwords; a name's parts are separate words."""
-    return _merged([_subword_elements(column, tokenizer) for column in columns], columns, size)
+    return _merged([_subword_elements(column, feature, tokenizer) for column in columns], columns, size)
 
 
-def _subword_elements(column: TextColumn, tokenizer: Tokenizer) -> RaggedArray:
+def _subword_elements(column: TextColumn, feature: Text, tokenizer: Tokenizer) -> RaggedArray:
     coded = column.element.dictionary_encode()
     texts = [_spelled_out(text, column) for text in coded.dictionary.to_pylist()]
-    cut = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    limit = _limit(column, feature)
+    cut = [encoding.ids[:limit] for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     length = np.fromiter(map(len, cut), np.int64, len(cut))
     value = np.fromiter(chain.from_iterable(cut), np.int64, int(length.sum()))
     return RaggedArray.of_lengths(length, value).take(_codes(coded))
