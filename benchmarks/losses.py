@@ -1,12 +1,15 @@
 """Losses side by side: for each the same data, tower, epochs and number of trials of its settings.
 
     python -m benchmarks.losses gowalla | ml-1m | tldr | debian [--only mf.] [--seeds 3] [--jobs 1] [--set NAME=VALUE]
+                                [--keep FOLDER]
     python -m benchmarks.losses gowalla --search FOLDER
 
 An arm is a loss with what belongs to it (negatives, kind of batch); arms and the ranges of their settings are under
-``[tune]`` in settings/losses/NAME.toml. ``--search`` draws the same number of settings for each arm and measures them
-on validation data; what is best there is committed in settings/losses/NAME.chosen.toml. Without it the committed
-settings are fitted with every seed, on train and validation together, and measured once on the test part.
+``[tune]`` in settings/losses/NAME.toml. ``--search`` draws the same number of settings for each arm, trains each for
+``search_share`` of the arm's epochs and measures it on validation data; what is best there is committed in
+settings/losses/NAME.chosen.toml. Without it the committed settings are fitted with every seed, on train and validation
+together, and measured once on the test part; ``--keep`` writes each fit's result to a folder, and reads it there when
+the same settings are asked for again, so that hours of fits can be done in parts.
 
 gowalla, ml-1m   ``mf.LOSS`` and ``graph.LOSS``: matrix factorisation, and LightGCN over the same tables
 tldr             fixed temperatures and margins against adaptive ones, with and without the symmetric term
@@ -17,16 +20,18 @@ debian           the three arms of the paper on mixed negatives (sampled softmax
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import tempfile
 import time
 import tomllib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,9 +75,14 @@ class Result:
     """Most memory the process held, tables and data included."""
 
 
+def comparison(name: str) -> dict[str, Any]:
+    """What is compared: arms and ranges, what is set for all, epochs of single arms, the share of them in a search."""
+    return tomllib.loads((SETTINGS / "losses" / f"{name}.toml").read_text(encoding="utf-8"))
+
+
 def run_of(name: str, work: Path, overrides: Sequence[str]) -> Run:
     """The run that all arms are laid over, and the arms."""
-    arms = tomllib.loads((SETTINGS / "losses" / f"{name}.toml").read_text(encoding="utf-8"))
+    arms = comparison(name)
     run = committed_run(name, work, [*arms["set"], *overrides])
     if run.split == GivenSplit():
         run = replace(run, split=GivenSplit(valid=0.1)) if name in CUT else run
@@ -88,13 +98,36 @@ def chosen(name: str) -> dict[str, dict[str, object]]:
 def arm_run(name: str, arm: str, base: Run, seed: int) -> Run:
     """The run of one arm with its chosen settings."""
     assert base.tune is not None
-    run = vary(base, set=base.tune.arms[arm].set, values={**chosen(name).get(arm, {}), "training.seed": seed})
-    return replace(run, training=replace(run.training, refit=True), tune=None)
+    values = {"training.epochs": epochs_of(name, arm, base), **chosen(name).get(arm, {}), "training.seed": seed}
+    run = vary(base, set=base.tune.arms[arm].set, values=values)
+    assert base.data is not None
+    assert run.data is not None
+    store = Path(base.data.store).parent / run.data.store  # that of an arm of its own lies beside the common one
+    return replace(run, data=replace(run.data, store=str(store)), training=replace(run.training, refit=True), tune=None)
 
 
-def run_one(name: str, arm: str, seed: int, work: Path, overrides: Sequence[str]) -> Result:
-    """Fit and measure one arm with one seed."""
+def epochs_of(name: str, arm: str, base: Run) -> float:
+    """Epochs of an arm: as the others, unless an epoch of its own takes another time."""
+    return float(comparison(name).get("epochs", {}).get(arm, base.training.epochs))
+
+
+def run_one(name: str, arm: str, seed: int, work: Path, overrides: Sequence[str], keep: Path | None) -> Result:
+    """Fit and measure one arm with one seed, unless its result is kept."""
     run = arm_run(name, arm, run_of(name, work, overrides), seed)
+    record = None if keep is None else keep / f"{arm}.{seed}.json"
+    settings = dump_run(replace(run, data=None))
+    if record is not None and record.exists():
+        kept = json.loads(record.read_text(encoding="utf-8"))
+        if kept.pop("settings") == settings:
+            return Result(**kept)
+    result = _measured(name, run)
+    if record is not None:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps({"settings": settings, **asdict(result)}, indent=1), encoding="utf-8")
+    return result
+
+
+def _measured(name: str, run: Run) -> Result:
     store = open_or_ingest(run, quiet=True)
     part_E = run.split.assign(store)
     with settings_of(run.training):
@@ -126,23 +159,27 @@ def _listed(retriever: Retriever, part_E: np.ndarray) -> dict[str, float]:
 
 
 def search(name: str, folder: Path, arms: Sequence[str], overrides: Sequence[str]) -> None:
-    """Draw settings for each arm, and write the best of each to the committed file."""
+    """Draw settings for each arm, and write the best of each to the committed file as soon as it is known."""
+    share = comparison(name).get("search_share", 1.0)
     with tempfile.TemporaryDirectory() as work:
         base = run_of(name, Path(work), overrides)
         assert base.tune is not None
-        declared = replace(base.tune, arms={arm: base.tune.arms[arm] for arm in arms})
-        found = tune(replace(base, tune=declared), folder)
-    print(found.table())
-    best = chosen(name)
-    for arm in arms:
-        trials = [trial for trial in found.of(arm) if trial.outcome.value is not None]
-        if trials:
-            best[arm] = max(trials, key=lambda trial: trial.outcome.value or 0.0).settings
+        for arm in arms:
+            declared = replace(base.tune, arms={arm: base.tune.arms[arm]})
+            training = replace(base.training, epochs=share * epochs_of(name, arm, base))
+            found = tune(replace(base, training=training, tune=declared), folder / arm)
+            print(found.table())
+            trials = [trial for trial in found.of(arm) if trial.outcome.value is not None]
+            if trials:
+                _write_chosen(name, base.tune.trials, {arm: max(trials, key=lambda t: t.outcome.value or 0.0).settings})
+
+
+def _write_chosen(name: str, trials: int, best: dict[str, dict[str, object]]) -> None:
     text = "".join(
         f'["{arm}"]\n' + "".join(f'"{setting}" = {_short(value)}\n' for setting, value in settings.items()) + "\n"
-        for arm, settings in sorted(best.items())
+        for arm, settings in sorted({**chosen(name), **best}.items())
     )
-    head = f"# Best on validation of {base.tune.trials} trials each: python -m benchmarks.losses {name} --search FOLDER"
+    head = f"# Best on validation of {trials} trials each: python -m benchmarks.losses {name} --search FOLDER"
     (SETTINGS / "losses" / f"{name}.chosen.toml").write_text(f"{head}\n\n{text}", encoding="utf-8")
 
 
@@ -150,7 +187,7 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else repr(value)
 
 
-def measure(name: str, only: str, seeds: int, jobs: int, overrides: Sequence[str]) -> None:
+def measure(name: str, only: str, seeds: int, jobs: int, overrides: Sequence[str], keep: Path | None) -> None:
     """Every arm with every seed, one process a fit, so that its memory is its own."""
     started = time.perf_counter()
     console = Console(width=180, highlight=False)
@@ -166,7 +203,7 @@ def measure(name: str, only: str, seeds: int, jobs: int, overrides: Sequence[str
             open_or_ingest(arm_run(name, arm, base, 0), quiet=True)
         tasks = [(arm, seed) for arm in arms for seed in range(seeds)]
         with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
-            futures = [pool.submit(run_one, name, arm, seed, work, overrides) for arm, seed in tasks]
+            futures = [pool.submit(run_one, name, arm, seed, work, overrides, keep) for arm, seed in tasks]
             for (arm, _), future in zip(tasks, futures, strict=True):
                 found.setdefault(arm, []).append(future.result())
                 if len(found[arm]) == seeds:
@@ -211,10 +248,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="fits at a time")
     parser.add_argument("--set", action="append", default=[], help="a setting of every arm")
+    parser.add_argument("--keep", type=Path, help="folder of results of single fits, read where settings are the same")
     parser.add_argument("--search", type=Path, help="search on validation instead, with its records in this folder")
     arguments = parser.parse_args()
     if arguments.search is None:
-        measure(arguments.name, arguments.only, arguments.seeds, arguments.jobs, arguments.set)
+        measure(arguments.name, arguments.only, arguments.seeds, arguments.jobs, arguments.set, arguments.keep)
         return
     with tempfile.TemporaryDirectory() as work:
         declared = run_of(arguments.name, Path(work), arguments.set).tune

@@ -10,6 +10,7 @@ from benchmarks.data import SETTINGS, data_folder
 from benchmarks.losses import METRICS_OF, arm_run, run_of
 
 from benchmarks import losses
+from twotower.config import Run
 from twotower.evaluation import metric_names
 
 
@@ -24,6 +25,8 @@ def test_every_arm_is_a_run(name: str, tmp_path: Path) -> None:
         assert run.training.seed == 3
         assert run.training.refit
         assert run.tune is None
+        assert run.data is not None
+        assert Path(run.data.store).parent == tmp_path
         known = metric_names(run.evaluation.k) if name != "tldr" else ["recall@1", "recall@10", "recall@100"]
         assert METRICS_OF[name][0] in known
 
@@ -47,3 +50,31 @@ def test_chosen_settings_are_toml(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(losses, "SETTINGS", tmp_path)
     assert losses.chosen("gowalla") == {"mf.softmax": {"loss.temperature": 0.1, "training.tables.lr": 0.04}}
     assert losses.chosen("ml-1m") == {}
+
+
+def test_what_a_search_finds_is_added_to_what_others_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "losses").mkdir()
+    monkeypatch.setattr(losses, "SETTINGS", tmp_path)
+    losses._write_chosen("gowalla", 4, {"mf.softmax": {"loss.temperature": 0.1}})
+    losses._write_chosen("gowalla", 4, {"mf.nce": {"training.tables.lr": 0.0123456}})
+    assert losses.chosen("gowalla") == {
+        "mf.softmax": {"loss.temperature": 0.1},
+        "mf.nce": {"training.tables.lr": 0.0123},
+    }
+
+
+def test_a_kept_result_is_read_for_the_same_settings_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fitted = []
+
+    def measured(name: str, run: Run) -> losses.Result:
+        fitted.append(run.training.seed)
+        return losses.Result(metric={"recall@10": 0.5}, seconds=1.0, memory_mb=2.0)
+
+    monkeypatch.setattr(losses, "_measured", measured)
+    keep = tmp_path / "kept"
+    first = losses.run_one("debian", "mns.batch", 1, tmp_path, [], keep)
+    assert losses.run_one("debian", "mns.batch", 1, tmp_path, [], keep) == first
+    assert fitted == [1]
+    losses.run_one("debian", "mns.batch", 1, tmp_path, ["training.epochs=2"], keep)
+    losses.run_one("debian", "mns.batch", 1, tmp_path, ["training.epochs=2"], None)
+    assert fitted == [1, 1, 1]
