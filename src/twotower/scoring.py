@@ -36,6 +36,10 @@ _CPU_TILE = 2**22
 _GPU_TILE = 2**26
 """Scores of a tile on a GPU, which wants few large products: 256 MiB of float32."""
 
+_INVERSE_AT = 64
+"""Excluded items are looked up in a table over the catalogue where that has at most so many places a look-up, else by
+bisection (measured: docs/decisions.md)."""
+
 
 def tile_for(device: torch.device, n_columns: int) -> int:
     """Rows of a tile that suit a device: never more scores than bounded memory allows."""
@@ -268,6 +272,7 @@ class Lines:
         self.own = encoded.own if not loss.per_pair else _take_own(encoded.own, self.query_L)
         row_N = encoded.shared.row
         self.columns_distinct = bool((row_N[1:] > row_N[:-1]).all())
+        self.column_of_item = self._inverse(row_N)
         self.shift_N = self._log_weight(encoded.shared)
         self.shift_LK = self._log_weight(self.own)
 
@@ -298,21 +303,46 @@ class Lines:
             return torch.empty(0, dtype=torch.int64, device=device)
         row_N, n_own = self.encoded.shared.row, self.own.row.shape[1]
         lists = self.excluded.slice(start, stop)
-        line, item = lists.owner(), lists.value
-        left = torch.searchsorted(row_N, item)
+        item = lists.value
         width = len(row_N) + n_own
         if not len(row_N):
             flat = item.new_empty(0)
         elif self.columns_distinct:
-            found = row_N.index_select(0, left.clamp(max=len(row_N) - 1)) == item
-            flat = line[found] * width + left[found]
+            found, column = self._columns_of(item)
+            line = torch.searchsorted(lists.offset, found, right=True) - 1
+            flat = line * width + column
         else:  # a queue may hold an item several times
+            left = torch.searchsorted(row_N, item)
             hits = torch.searchsorted(row_N, item, right=True) - left
             first = torch.repeat_interleave(left - (hits.cumsum(0) - hits), hits)
-            flat = torch.repeat_interleave(line, hits) * width + first + torch.arange(int(hits.sum()), device=device)
+            line = torch.repeat_interleave(lists.owner(), hits)
+            flat = line * width + first + torch.arange(int(hits.sum()), device=device)
         if not n_own:
             return flat
-        return torch.cat([flat, self._excluded_own(start, stop, line, item, width)])
+        return torch.cat([flat, self._excluded_own(start, stop, lists.owner(), item, width)])
+
+    def _columns_of(self, item: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of ``item`` are shared candidates, and where among them; candidates are distinct."""
+        row_N = self.encoded.shared.row
+        if self.column_of_item is None:
+            at = torch.searchsorted(row_N, item)
+            found = (row_N.index_select(0, at.clamp(max=len(row_N) - 1)) == item).nonzero().squeeze(1)
+        else:
+            at = self.column_of_item.index_select(0, item.clamp(max=len(self.column_of_item) - 1))
+            found = (at >= 0).nonzero().squeeze(1)
+        return found, at.index_select(0, found).long()
+
+    def _inverse(self, row_N: Tensor) -> Tensor | None:
+        """Column of each item, -1 where it has none, the last place for all items beyond; None where looking up every
+        excluded item by bisection takes less than writing this."""
+        if self.excluded is None or not len(row_N) or not self.columns_distinct:
+            return None
+        beyond = int(row_N[-1]) + 1
+        if beyond > _INVERSE_AT * len(self.excluded.value):
+            return None
+        column = torch.full((beyond + 1,), -1, dtype=torch.int32, device=row_N.device)
+        column[row_N] = torch.arange(len(row_N), dtype=torch.int32, device=row_N.device)
+        return column
 
     def _excluded_own(self, start: int, stop: int, line: Tensor, item: Tensor, width: int) -> Tensor:
         own_CK = self.own.row[start:stop]

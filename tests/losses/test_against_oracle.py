@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from twotower import scoring
 from twotower.losses import (
     BPR,
     CCL,
@@ -29,7 +30,7 @@ from twotower.losses import (
 )
 from twotower.part import Facts
 from twotower.records import Ragged
-from twotower.scoring import encode
+from twotower.scoring import Lines, encode
 
 from . import oracle
 from .oracle import Case, make_case, unit
@@ -338,3 +339,33 @@ def test_bfloat16_products_keep_the_loss_close() -> None:
     low, _ = SampledSoftmax(temperature=0.7)(encoded, tile=3, gemm=torch.bfloat16)
     assert abs(exact.item() - low.item()) < 0.01 * abs(exact.item())
     assert exact.item() != low.item()
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("loss", [SampledSoftmax(), BPR()], ids=["lines of queries", "lines of pairs"])
+def test_what_is_excluded_is_found_by_table_and_by_bisection(
+    case: Case, loss: RowLoss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = encode(case.query_BD, lambda row: case.item_MD.index_select(0, row), case.batch, case.candidates)
+    by_table = Lines(encoded, loss)
+    monkeypatch.setattr(scoring, "_INVERSE_AT", 0)
+    by_bisection = Lines(encoded, loss)
+    assert by_bisection.column_of_item is None
+    if len(encoded.shared.row) and by_table.columns_distinct:
+        assert by_table.column_of_item is not None
+    width = len(encoded.shared.row) + by_table.own.row.shape[1]
+    candidate_LC = torch.cat([encoded.shared.row.expand(len(by_table), -1), by_table.own.row], 1)
+    for start, stop in ((0, len(by_table)), (1, 3)):
+        expected = [
+            line * width + column
+            for line in range(stop - start)
+            for column in range(width)
+            if int(candidate_LC[start + line, column]) in _known(case, int(by_table.query_L[start + line]))
+        ]
+        for lines in (by_table, by_bisection):
+            assert sorted(lines.excluded_at(start, stop).tolist()) == expected
+
+
+def _known(case: Case, query: int) -> list[int]:
+    lo, hi = case.batch.known.offset[query : query + 2].tolist()
+    return case.batch.known.value[lo:hi].tolist()
