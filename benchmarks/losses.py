@@ -159,19 +159,22 @@ def _listed(retriever: Retriever, part_E: np.ndarray) -> dict[str, float]:
 
 
 def search(name: str, folder: Path, arms: Sequence[str], overrides: Sequence[str]) -> None:
-    """Draw settings for each arm, and write the best of each to the committed file as soon as it is known."""
+    """Draw settings for each arm, and write the best of each to the committed file as soon as it is known.
+
+    The store lies in ``folder`` too: a search goes on only over the data it began with.
+    """
     share = comparison(name).get("search_share", 1.0)
-    with tempfile.TemporaryDirectory() as work:
-        base = run_of(name, Path(work), overrides)
-        assert base.tune is not None
-        for arm in arms:
-            declared = replace(base.tune, arms={arm: base.tune.arms[arm]})
-            training = replace(base.training, epochs=share * epochs_of(name, arm, base))
-            found = tune(replace(base, training=training, tune=declared), folder / arm)
-            print(found.table())
-            trials = [trial for trial in found.of(arm) if trial.outcome.value is not None]
-            if trials:
-                _write_chosen(name, base.tune.trials, {arm: max(trials, key=lambda t: t.outcome.value or 0.0).settings})
+    folder.mkdir(parents=True, exist_ok=True)
+    base = run_of(name, folder.resolve(), overrides)
+    assert base.tune is not None
+    for arm in arms:
+        declared = replace(base.tune, arms={arm: base.tune.arms[arm]})
+        training = replace(base.training, epochs=share * epochs_of(name, arm, base))
+        found = tune(replace(base, training=training, tune=declared), folder / arm)
+        print(found.table())
+        trials = [trial for trial in found.of(arm) if trial.outcome.value is not None]
+        if trials:
+            _write_chosen(name, base.tune.trials, {arm: max(trials, key=lambda t: t.outcome.value or 0.0).settings})
 
 
 def _write_chosen(name: str, trials: int, best: dict[str, dict[str, object]]) -> None:
