@@ -118,8 +118,8 @@ class _Propagated:
     def still_holds(self, sources: tuple[Tensor, ...]) -> bool:
         """Whether the sources are as they were."""
         return len(sources) == len(self.sources) and all(
-            now is then and now._version == version
-            for now, then, version in zip(sources, self.sources, self.versions, strict=True)
+            source is kept and source._version == version
+            for source, kept, version in zip(sources, self.sources, self.versions, strict=True)
         )
 
 
