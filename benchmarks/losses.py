@@ -7,7 +7,8 @@
 An arm is a loss with what belongs to it (negatives, kind of batch); arms and the ranges of their settings are under
 ``[tune]`` in settings/losses/NAME.toml. ``--search`` draws the same number of settings for each arm, trains each for
 ``search_share`` of the arm's epochs and measures it on validation data; what is best there is committed in
-settings/losses/NAME.chosen.toml. Without it the committed settings are fitted with every seed, on train and validation
+settings/losses/NAME.chosen.toml. ``ARM-longer`` is an arm's settings with the epochs under ``[longer]``: what the loss
+reaches beyond the common budget. Without it the committed settings are fitted with every seed, on train and validation
 together, and measured once on the test part; ``--keep`` writes each fit's result to a folder, and reads it there when
 the same settings are asked for again, so that hours of fits can be done in parts.
 
@@ -54,6 +55,9 @@ CUT = ("gowalla", "ml-1m")
 LISTED = 10
 """Places of a list that are looked at for what they hold."""
 
+LONGER = "-longer"
+"""Ends the name of an arm that trains beyond the common budget."""
+
 METRICS_OF = {
     "gowalla": ("recall@20", "ndcg@20"),
     "ml-1m": ("recall@20", "ndcg@20"),
@@ -98,8 +102,9 @@ def chosen(name: str) -> dict[str, dict[str, object]]:
 def arm_run(name: str, arm: str, base: Run, seed: int) -> Run:
     """The run of one arm with its chosen settings."""
     assert base.tune is not None
-    values = {"training.epochs": epochs_of(name, arm, base), **chosen(name).get(arm, {}), "training.seed": seed}
-    run = vary(base, set=base.tune.arms[arm].set, values=values)
+    of = arm.removesuffix(LONGER)
+    values = {"training.epochs": epochs_of(name, arm, base), **chosen(name).get(of, {}), "training.seed": seed}
+    run = vary(base, set=base.tune.arms[of].set, values=values)
     assert base.data is not None
     assert run.data is not None
     store = Path(base.data.store).parent / run.data.store  # that of an arm of its own lies beside the common one
@@ -107,8 +112,10 @@ def arm_run(name: str, arm: str, base: Run, seed: int) -> Run:
 
 
 def epochs_of(name: str, arm: str, base: Run) -> float:
-    """Epochs of an arm: as the others, unless an epoch of its own takes another time."""
-    return float(comparison(name).get("epochs", {}).get(arm, base.training.epochs))
+    """Epochs of an arm: as the others, unless an epoch of its own takes another time or it is to train for longer."""
+    of = arm.removesuffix(LONGER)
+    declared = comparison(name).get("epochs" if of == arm else "longer", {})
+    return float(declared.get(of, base.training.epochs))
 
 
 def run_one(name: str, arm: str, seed: int, work: Path, overrides: Sequence[str], keep: Path | None) -> Result:
@@ -199,9 +206,10 @@ def measure(name: str, only: str, seeds: int, jobs: int, overrides: Sequence[str
         work = Path(folder)
         base = run_of(name, work, overrides)
         assert base.tune is not None
-        arms = [arm for arm in base.tune.arms if only in arm]
+        every = [*base.tune.arms, *(of + LONGER for of in comparison(name).get("longer", {}))]
+        arms = [arm for arm in every if only in arm]
         if not arms:
-            raise SystemExit(f"--only {only}: found no such arm, expected part of one of {sorted(base.tune.arms)}")
+            raise SystemExit(f"--only {only}: found no such arm, expected part of one of {sorted(every)}")
         for arm in arms:  # stores are made before the fits that share them
             open_or_ingest(arm_run(name, arm, base, 0), quiet=True)
         tasks = [(arm, seed) for arm in arms for seed in range(seeds)]
