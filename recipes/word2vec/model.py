@@ -16,7 +16,7 @@ from twotower.data.columns import Columns
 from twotower.data.splits import GivenSplit
 from twotower.losses import SGNS, BinaryCrossEntropy, HierarchicalSoftmax, Loss
 from twotower.negatives import Popularity
-from twotower.optimisers import RowwiseAdagrad
+from twotower.optimisers import RowwiseAdam
 from twotower.records import Ragged
 from twotower.schema import Categories, Id, Interactions, Schema
 from twotower.tables import TableSettings
@@ -56,10 +56,10 @@ class Arm:
 
 
 ARMS = {
-    "sg-ns": Arm(architecture="skip-gram", hierarchical=False, batch_size=2048, lr=0.1),
-    "cbow-ns": Arm(architecture="cbow", hierarchical=False, batch_size=4096, lr=0.1),
-    "sg-hs": Arm(architecture="skip-gram", hierarchical=True, batch_size=512, lr=0.1),
-    "cbow-hs": Arm(architecture="cbow", hierarchical=True, batch_size=4096, lr=0.2),
+    "sg-ns": Arm(architecture="skip-gram", hierarchical=False, batch_size=2048, lr=0.02),
+    "cbow-ns": Arm(architecture="cbow", hierarchical=False, batch_size=4096, lr=0.03),
+    "sg-hs": Arm(architecture="skip-gram", hierarchical=True, batch_size=2048, lr=0.02),
+    "cbow-hs": Arm(architecture="cbow", hierarchical=True, batch_size=4096, lr=0.03),
 }
 
 
@@ -118,7 +118,7 @@ def run_of(arm: Arm, settings: Settings, *, seed: int = 0) -> Run:
         training=Training(
             batch_size=arm.batch_size,
             epochs=settings.epochs,
-            tables=RowwiseAdagrad(lr=arm.lr),
+            tables=RowwiseAdam(lr=arm.lr, beta1=0.0, beta2=0.999),
             schedule="linear",
             tile=PLACES // negatives.n,
             seed=seed,

@@ -180,11 +180,12 @@ def test_adaptive_equals_naive_loop(loss_name: str, case_name: str) -> None:
     assert_same(loss, case, want, leaves)
 
 
+@pytest.mark.parametrize("beta", [0.5, math.inf])
 @pytest.mark.parametrize("case_name", CASES)
-def test_adaptau_equals_naive_loop(case_name: str) -> None:
+def test_adaptau_equals_naive_loop(case_name: str, beta: float) -> None:
     """Temperatures given: they have no gradient."""
     case = unit(CASES[case_name])
-    loss = AdapTau(beta=0.5)
+    loss = AdapTau(beta=beta)
     loss.setup(FACTS)
     loss.double()
     loss.loss_Q[:5] = torch.tensor([0.3, 1.2, -0.4, 0.0, 2.0])  # the last two were not met yet

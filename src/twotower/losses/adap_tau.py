@@ -31,7 +31,7 @@ class AdapTau(RowLoss):
     of cosines is taken as .7 until ``warm_up`` epochs are over, then measured anew over every epoch. Nothing of this is
     needed to serve: temperatures do not change a query's order of items.
 
-    ``beta = inf`` keeps the global temperature alone. ``temperature`` has no say: it is found. Scores are cosines.
+    ``beta = inf`` keeps the global temperature alone, which saves a reduction over the candidates. ``temperature`` has no say: it is found. Scores are cosines.
 
     Source: Chen et al., Adap-tau, WWW 2023, arXiv 2302.04775 (the authors' code, main.py and utils/losses.py).
     """
@@ -104,17 +104,21 @@ class AdapTau(RowLoss):
     def rows(self, scores: Scores) -> Tensor:
         """log sum_j w_j e^{s_j / t_u} - p / t_0"""
         positive_p = scores.row["positive"]
-        inverse_C = (1 / self.temperature_of(scores.query_C)).to(positive_p.dtype)
-        with torch.no_grad():
-            scores.note("at_one", scores.to_pairs(scores.log_sum_exp(scores.negative)) - positive_p)
-            scores.note("cosine", positive_p)
-        negative_p = scores.to_pairs(scores.log_sum_exp(scores.negative * inverse_C[:, None]))
-        return negative_p - positive_p * self.inverse_temperature.to(positive_p.dtype)
+        inverse = self.inverse_temperature.to(positive_p.dtype)
+        scores.note("cosine", positive_p)
+        if math.isinf(self.beta):  # one temperature in all: no query's loss is needed
+            similarity = scores.negative * inverse
+        else:
+            with torch.no_grad():
+                scores.note("at_one", scores.to_pairs(scores.log_sum_exp(scores.negative)) - positive_p)
+            similarity = scores.negative / self.temperature_of(scores.query_C).to(positive_p.dtype)[:, None]
+        return scores.to_pairs(scores.log_sum_exp(similarity)) - positive_p * inverse
 
     @torch.no_grad()
     def observe(self, encoded: Encoded, notes: dict[str, Tensor]) -> None:
         """Remember each query's loss; at the end of an epoch measure the gap anew."""
-        self._remember_losses(encoded, notes)
+        if "at_one" in notes:
+            self._remember_losses(encoded, notes)
         shared = encoded.shared
         log_share_N = shared.log_weight - torch.nan_to_num(shared.log_count)  # an item drawn stands for 1 / c items
         weight_N = log_share_N.double().exp()
