@@ -97,12 +97,13 @@ def peak_extra_bytes(action: Callable[[], object]) -> int:
     """
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the high-water mark
-    before = _resident_high_water()
+    before = resident_high_water()
     action()
-    return _resident_high_water() - before
+    return resident_high_water() - before
 
 
-def _resident_high_water() -> int:
+def resident_high_water() -> int:
+    """Most memory this process held, in bytes. ``ru_maxrss`` won't do: a process inherits it from the one that made it."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

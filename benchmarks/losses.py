@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 import tomllib
@@ -40,7 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.data import SETTINGS, committed_run
-from benchmarks.harness import report
+from benchmarks.harness import report, resident_high_water
 from twotower.config import Run, dump_run, vary
 from twotower.data.held_out import held_out
 from twotower.data.splits import GivenSplit
@@ -147,7 +146,7 @@ def _measured(name: str, run: Run) -> Result:
     return Result(
         metric={metric: found[metric] for metric in METRICS_OF[name]},
         seconds=fit.seconds,
-        memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        memory_mb=resident_high_water() / 2**20,
     )
 
 
