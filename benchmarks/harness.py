@@ -103,7 +103,7 @@ def peak_extra_bytes(action: Callable[[], object]) -> int:
 
 
 def resident_high_water() -> int:
-    """Most memory this process held, in bytes. ``ru_maxrss`` won't do: a process inherits it from the one that made it."""
+    """Most memory this process held, in bytes; ``ru_maxrss`` also knows that of the process that made it."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
