@@ -550,7 +550,7 @@ class _Tiled(torch.autograd.Function):
             stop = min(start + settings.tile, len(lines))
             pairs = slice(lines.pair_start[start], lines.pair_start[stop])
             loss_P[pairs], alive_P[pairs], noted = gradient.tile(loss, start, stop, pairs, weight_P[pairs])
-            total += loss_P[pairs] @ weight_P[pairs]
+            total += (loss_P[pairs] * weight_P[pairs]).sum()  # as a product oneDNN would keep code for every length met
             for name, value_p in noted.items():
                 notes.setdefault(name, torch.zeros_like(loss_P))[pairs] = value_p
         notes["loss"], notes["alive"] = loss_P, alive_P

@@ -31,7 +31,8 @@ class AdapTau(RowLoss):
     of cosines is taken as .7 until ``warm_up`` epochs are over, then measured anew over every epoch. Nothing of this is
     needed to serve: temperatures do not change a query's order of items.
 
-    ``beta = inf`` keeps the global temperature alone, which saves a reduction over the candidates. ``temperature`` has no say: it is found. Scores are cosines.
+    ``beta = inf`` keeps the global temperature alone, which saves a reduction over the candidates. ``temperature`` has
+    no say: it is found. Scores are cosines.
 
     Source: Chen et al., Adap-tau, WWW 2023, arXiv 2302.04775 (the authors' code, main.py and utils/losses.py).
     """

@@ -6,6 +6,7 @@ with them the same switch rounds to bfloat16. So the switch is taken only where 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+"""oneDNN keeps compiled code and its memory for each shape it met, 1,024 of them unless told: with batches that differ
+in columns that is some GiB. Read once, at a process's first product."""
 
 MAX_ERROR = 1e-6
 """Relative error of a float32 product of width 64 stays well below this; one rounded to bfloat16 is near 3e-3."""
