@@ -7,8 +7,8 @@
 An arm is a loss with what belongs to it (negatives, kind of batch); arms and the ranges of their settings are under
 ``[tune]`` in settings/losses/NAME.toml. ``--search`` draws the same number of settings for each arm, trains each for
 ``search_share`` of the arm's epochs and measures it on validation data; what is best there is committed in
-settings/losses/NAME.chosen.toml. ``ARM-longer`` is an arm's settings with the epochs under ``[longer]``: what the loss
-reaches beyond the common budget. Without it the committed settings are fitted with every seed, on train and validation
+settings/losses/NAME.chosen.toml. ``ARM-longer`` is an arm with the epochs under ``[longer]``, what the loss reaches beyond
+the common budget; its settings are its own if it was searched for itself, else the arm's. Without it the committed settings are fitted with every seed, on train and validation
 together, and measured once on the test part; ``--keep`` writes each fit's result to a folder, and reads it there when
 the same settings are asked for again, so that hours of fits can be done in parts.
 
@@ -101,13 +101,23 @@ def chosen(name: str) -> dict[str, dict[str, object]]:
 def arm_run(name: str, arm: str, base: Run, seed: int) -> Run:
     """The run of one arm with its chosen settings."""
     assert base.tune is not None
-    of = arm.removesuffix(LONGER)
-    values = {"training.epochs": epochs_of(name, arm, base), **chosen(name).get(of, {}), "training.seed": seed}
+    of, best = arm.removesuffix(LONGER), chosen(name)
+    values = {"training.epochs": epochs_of(name, arm, base), **best.get(arm, best.get(of, {})), "training.seed": seed}
     run = vary(base, set=base.tune.arms[of].set, values=values)
     assert base.data is not None
     assert run.data is not None
     store = Path(base.data.store).parent / run.data.store  # that of an arm of its own lies beside the common one
     return replace(run, data=replace(run.data, store=str(store)), training=replace(run.training, refit=True), tune=None)
+
+
+def arms_of(name: str, base: Run, only: str) -> list[str]:
+    """Arms whose name holds the text."""
+    assert base.tune is not None
+    every = [*base.tune.arms, *(of + LONGER for of in comparison(name).get("longer", {}))]
+    arms = [arm for arm in every if only in arm]
+    if not arms:
+        raise SystemExit(f"--only {only}: found no such arm, expected part of one of {sorted(every)}")
+    return arms
 
 
 def epochs_of(name: str, arm: str, base: Run) -> float:
@@ -164,7 +174,7 @@ def _listed(retriever: Retriever, part_E: np.ndarray) -> dict[str, float]:
     }
 
 
-def search(name: str, folder: Path, arms: Sequence[str], overrides: Sequence[str]) -> None:
+def search(name: str, folder: Path, only: str, overrides: Sequence[str]) -> None:
     """Draw settings for each arm, and write the best of each to the committed file as soon as it is known.
 
     The store lies in ``folder`` too: a search goes on only over the data it began with.
@@ -173,8 +183,8 @@ def search(name: str, folder: Path, arms: Sequence[str], overrides: Sequence[str
     folder.mkdir(parents=True, exist_ok=True)
     base = run_of(name, folder.resolve(), overrides)
     assert base.tune is not None
-    for arm in arms:
-        declared = replace(base.tune, arms={arm: base.tune.arms[arm]})
+    for arm in arms_of(name, base, only):
+        declared = replace(base.tune, arms={arm: base.tune.arms[arm.removesuffix(LONGER)]})
         training = replace(base.training, epochs=share * epochs_of(name, arm, base))
         found = tune(replace(base, training=training, tune=declared), folder / arm)
         print(found.table())
@@ -205,10 +215,7 @@ def measure(name: str, only: str, seeds: int, jobs: int, overrides: Sequence[str
         work = Path(folder)
         base = run_of(name, work, overrides)
         assert base.tune is not None
-        every = [*base.tune.arms, *(of + LONGER for of in comparison(name).get("longer", {}))]
-        arms = [arm for arm in every if only in arm]
-        if not arms:
-            raise SystemExit(f"--only {only}: found no such arm, expected part of one of {sorted(every)}")
+        arms = arms_of(name, base, only)
         for arm in arms:  # stores are made before the fits that share them
             open_or_ingest(arm_run(name, arm, base, 0), quiet=True)
         tasks = [(arm, seed) for arm in arms for seed in range(seeds)]
@@ -264,10 +271,7 @@ def main() -> None:
     if arguments.search is None:
         measure(arguments.name, arguments.only, arguments.seeds, arguments.jobs, arguments.set, arguments.keep)
         return
-    with tempfile.TemporaryDirectory() as work:
-        declared = run_of(arguments.name, Path(work), arguments.set).tune
-    assert declared is not None
-    search(arguments.name, arguments.search, [arm for arm in declared.arms if arguments.only in arm], arguments.set)
+    search(arguments.name, arguments.search, arguments.only, arguments.set)
 
 
 if __name__ == "__main__":
