@@ -7,10 +7,12 @@
 An arm is a loss with what belongs to it (negatives, kind of batch); arms and the ranges of their settings are under
 ``[tune]`` in settings/losses/NAME.toml. ``--search`` draws the same number of settings for each arm, trains each for
 ``search_share`` of the arm's epochs and measures it on validation data; what is best there is committed in
-settings/losses/NAME.chosen.toml. ``ARM-longer`` is an arm with the epochs under ``[longer]``, what the loss reaches beyond
-the common budget; its settings are its own if it was searched for itself, else the arm's. Without it the committed settings are fitted with every seed, on train and validation
+settings/losses/NAME.chosen.toml. Without it the committed settings are fitted with every seed, on train and validation
 together, and measured once on the test part; ``--keep`` writes each fit's result to a folder, and reads it there when
 the same settings are asked for again, so that hours of fits can be done in parts.
+
+``ARM-longer`` is an arm with the epochs under ``[longer]``, what the loss reaches beyond the common budget; its settings
+are its own if it was searched for itself, else the arm's.
 
 gowalla, ml-1m   ``mf.LOSS`` and ``graph.LOSS``: matrix factorisation, and LightGCN over the same tables
 tldr             fixed temperatures and margins against adaptive ones, with and without the symmetric term
