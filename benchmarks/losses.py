@@ -11,8 +11,8 @@ settings/losses/NAME.chosen.toml. Without it the committed settings are fitted w
 together, and measured once on the test part; ``--keep`` writes each fit's result to a folder, and reads it there when
 the same settings are asked for again, so that hours of fits can be done in parts.
 
-``ARM-longer`` is an arm with the epochs under ``[longer]``, what the loss reaches beyond the common budget; its settings
-are its own if it was searched for itself, else the arm's.
+``ARM-longer`` is an arm with the epochs under ``[longer]``, what the loss reaches beyond the common budget; its
+settings are its own if it was searched for itself, else the arm's.
 
 gowalla, ml-1m   ``mf.LOSS`` and ``graph.LOSS``: matrix factorisation, and LightGCN over the same tables
 tldr             fixed temperatures and margins against adaptive ones, with and without the symmetric term
