@@ -5,10 +5,12 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from twotower.errors import DataError
 from twotower.losses import (
@@ -425,3 +427,31 @@ def test_the_adversary_rests_in_time() -> None:
         moves.append(loss.learns())
         loss.observe(None, {})  # type: ignore[arg-type]
     assert moves == [True, True, False, False, False, False, True, True, *[False] * 6]
+
+
+class Products(TorchDispatchMode):
+    """Sizes of all matrix products made inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in {"mm", "addmm", "addmm_", "mv", "dot", "vdot", "bmm"}:
+            self.sizes |= {size for x in args if isinstance(x, Tensor) for size in x.shape}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("loss", [SampledSoftmax(correction="none"), SGNS()])
+def test_no_product_is_as_long_as_the_positives(loss: RowLoss) -> None:
+    """Their number is another in every batch, and oneDNN keeps compiled code for each shape it met."""
+    case = make_case(2, batch_of="queries", own=False)
+    encoded = encode(case.query_BD, lambda row: case.item_MD.index_select(0, row), case.batch, case.candidates)
+    loss.setup(facts(n_items=19))
+    with Products() as products:
+        value, _ = loss(encoded, tile=100)
+        value.backward()
+    n_positives = len(case.batch.item_P)
+    assert products.sizes
+    assert n_positives not in products.sizes
+    assert n_positives not in {4, 7, len(encoded.column_ND)}  # else it could not be told from them
