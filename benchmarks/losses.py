@@ -11,8 +11,8 @@ settings/losses/NAME.chosen.toml. Without it the committed settings are fitted w
 together, and measured once on the test part; ``--keep`` writes each fit's result to a folder, and reads it there when
 the same settings are asked for again, so that hours of fits can be done in parts.
 
-``ARM-longer`` is an arm with the epochs under ``[longer]``, what the loss reaches beyond the common budget; its
-settings are its own if it was searched for itself, else the arm's.
+``ARM-longer`` is an arm with the epochs, and what else differs, under ``[longer]``: what it reaches beyond the common
+budget.
 
 gowalla, ml-1m   ``mf.LOSS`` and ``graph.LOSS``: matrix factorisation, and LightGCN over the same tables
 tldr             fixed temperatures and margins against adaptive ones, with and without the symmetric term
@@ -103,8 +103,10 @@ def chosen(name: str) -> dict[str, dict[str, object]]:
 def arm_run(name: str, arm: str, base: Run, seed: int) -> Run:
     """The run of one arm with its chosen settings."""
     assert base.tune is not None
-    of, best = arm.removesuffix(LONGER), chosen(name)
-    values = {"training.epochs": epochs_of(name, arm, base), **best.get(arm, best.get(of, {})), "training.seed": seed}
+    of = arm.removesuffix(LONGER)
+    values = {"training.epochs": epochs_of(name, of, base), **chosen(name).get(of, {}), "training.seed": seed}
+    if of != arm:
+        values |= comparison(name)["longer"][of]
     run = vary(base, set=base.tune.arms[of].set, values=values)
     assert base.data is not None
     assert run.data is not None
@@ -112,21 +114,9 @@ def arm_run(name: str, arm: str, base: Run, seed: int) -> Run:
     return replace(run, data=replace(run.data, store=str(store)), training=replace(run.training, refit=True), tune=None)
 
 
-def arms_of(name: str, base: Run, only: str) -> list[str]:
-    """Arms whose name holds the text."""
-    assert base.tune is not None
-    every = [*base.tune.arms, *(of + LONGER for of in comparison(name).get("longer", {}))]
-    arms = [arm for arm in every if only in arm]
-    if not arms:
-        raise SystemExit(f"--only {only}: found no such arm, expected part of one of {sorted(every)}")
-    return arms
-
-
 def epochs_of(name: str, arm: str, base: Run) -> float:
-    """Epochs of an arm: as the others, unless an epoch of its own takes another time or it is to train for longer."""
-    of = arm.removesuffix(LONGER)
-    declared = comparison(name).get("epochs" if of == arm else "longer", {})
-    return float(declared.get(of, base.training.epochs))
+    """Epochs of an arm: as the others, unless an epoch of its own takes another time."""
+    return float(comparison(name).get("epochs", {}).get(arm, base.training.epochs))
 
 
 def run_one(name: str, arm: str, seed: int, work: Path, overrides: Sequence[str], keep: Path | None) -> Result:
@@ -185,8 +175,8 @@ def search(name: str, folder: Path, only: str, overrides: Sequence[str]) -> None
     folder.mkdir(parents=True, exist_ok=True)
     base = run_of(name, folder.resolve(), overrides)
     assert base.tune is not None
-    for arm in arms_of(name, base, only):
-        declared = replace(base.tune, arms={arm: base.tune.arms[arm.removesuffix(LONGER)]})
+    for arm in _named(list(base.tune.arms), only):
+        declared = replace(base.tune, arms={arm: base.tune.arms[arm]})
         training = replace(base.training, epochs=share * epochs_of(name, arm, base))
         found = tune(replace(base, training=training, tune=declared), folder / arm)
         print(found.table())
@@ -217,7 +207,7 @@ def measure(name: str, only: str, seeds: int, jobs: int, overrides: Sequence[str
         work = Path(folder)
         base = run_of(name, work, overrides)
         assert base.tune is not None
-        arms = arms_of(name, base, only)
+        arms = _named([*base.tune.arms, *(of + LONGER for of in comparison(name).get("longer", {}))], only)
         for arm in arms:  # stores are made before the fits that share them
             open_or_ingest(arm_run(name, arm, base, 0), quiet=True)
         tasks = [(arm, seed) for arm in arms for seed in range(seeds)]
@@ -244,6 +234,14 @@ def measure(name: str, only: str, seeds: int, jobs: int, overrides: Sequence[str
         seed=0,
         settings={"seeds": seeds, "only": only, "set": list(overrides), "runs": settings},
     )
+
+
+def _named(arms: list[str], only: str) -> list[str]:
+    """Arms whose name holds the text."""
+    found = [arm for arm in arms if only in arm]
+    if not found:
+        raise SystemExit(f"--only {only}: found no such arm, expected part of one of {sorted(arms)}")
+    return found
 
 
 def _cell(results: list[Result], metric: str) -> str:
