@@ -42,6 +42,21 @@ def test_every_loss_with_item_vectors_is_an_arm(name: str) -> None:
     assert sum(arm.startswith("graph.") for arm in arms) >= 4
 
 
+def test_a_longer_arm_is_its_arm_but_for_what_is_declared(tmp_path: Path) -> None:
+    if not (data_folder() / "gowalla").exists():
+        pytest.skip(f"{data_folder() / 'gowalla'} is absent: set TWOTOWER_DATA to the folder of the data sets")
+    base = run_of("gowalla", tmp_path, [])
+    arm, longer = (arm_run("gowalla", name, base, seed=0) for name in ("mf.bilateral", "mf.bilateral-longer"))
+    assert longer.training.epochs > arm.training.epochs
+    assert longer.loss == arm.loss
+    assert longer.training.tables == arm.training.tables
+
+
+def test_an_arm_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(SystemExit, match=r"--only mf.sofmax: found no such arm.*mf.softmax"):
+        losses._named(["mf.softmax", "mf.nce"], "mf.sofmax")
+
+
 def test_chosen_settings_are_toml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "losses").mkdir()
     (tmp_path / "losses" / "gowalla.chosen.toml").write_text(
