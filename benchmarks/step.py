@@ -296,7 +296,7 @@ class Ours:
         with clock.part("gather"):
             query_BD = self.model.towers.encode_query(batch.query)
         with clock.part("sample"):
-            candidates = propose(self.model.negatives, batch, CurrentModel(self.model, query_BD), rng)
+            candidates = propose(self.model.negatives, batch, CurrentModel(self.model, query_BD, 1), rng)
         with clock.part("merge"):
             return encode(query_BD, items, batch, candidates)
 
@@ -332,7 +332,7 @@ class Ours:
         tables = self.model.towers.all_tables()
         book.query.weight, book.item.weight = (nn.Parameter(table.weight) for table in tables)
         query_BD = self.model.towers.encode_query(batch.query)
-        look, rng = CurrentModel(self.model, query_BD), torch.Generator().manual_seed(self.sizes.seed)
+        look, rng = CurrentModel(self.model, query_BD, 1), torch.Generator().manual_seed(self.sizes.seed)
         candidates = propose(self.model.negatives, batch, look, rng)
         ours = self.loss(encode(query_BD, self.model.items, batch, candidates), Clock())
         ours.backward()

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self, dataclass_transform
 
 import torch
 from torch import Tensor, nn
 
-from .records import Ragged
+from .records import Features, Ragged
+
+
+def _no_lists() -> Ragged:
+    return Ragged(offset=torch.zeros(1, dtype=torch.int64), value=torch.zeros(0, dtype=torch.int64))
+
+
+def _no_features(index: Tensor) -> Features:
+    return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Events:
+    """The training events, as they are drawn into batches."""
+
+    item_E: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """Item row of each."""
+    features: Callable[[Tensor], Features] = _no_features
+    """Event numbers [n] -> the query features that a batch of them has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +49,13 @@ class Facts:
     steps_per_epoch: int = 1
     width: int = 0
     """Width of the vectors of both towers."""
-    pairs: Ragged = field(
-        default_factory=lambda: Ragged(
-            offset=torch.zeros(1, dtype=torch.int64), value=torch.zeros(0, dtype=torch.int64)
-        )
-    )
+    pairs: Ragged = field(default_factory=_no_lists)
     """[Q] lists of the distinct items each query has in training, rising, with their weights."""
+    shown: Ragged = field(default_factory=_no_lists)
+    """[Q] lists of the distinct items each query was shown in training and never took, rising; a weight counts how
+    often."""
+    events: Events = field(default_factory=Events)
+    """The training events."""
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(dataclasses.field,))

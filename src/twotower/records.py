@@ -50,6 +50,16 @@ class Ragged:
         """[len(value)] which list each value belongs to."""
         return torch.repeat_interleave(torch.arange(len(self), device=self.offset.device), self.lengths())
 
+    def holds(self, row: Tensor) -> Tensor:
+        """[n, K] whether each of a list's rows ``row`` [n, K] is in it, for lists that rise."""
+        if not len(self.value) or not row.numel():
+            return torch.zeros(row.shape, dtype=torch.bool, device=row.device)
+        stride = int(torch.maximum(self.value.max(), row.max())) + 2
+        key = self.owner() * stride + self.value  # rises: lists follow one another, and values rise inside a list
+        want = torch.arange(len(self), device=row.device)[:, None] * stride + row
+        at = torch.searchsorted(key, want).clamp_(max=len(key) - 1)
+        return (key[at] == want) & (row >= 0)
+
     def slice(self, start: int, stop: int) -> Ragged:
         """Lists ``start`` to ``stop``."""
         lo, hi = int(self.offset[start]), int(self.offset[stop])
@@ -74,7 +84,7 @@ Features = dict[str, Tensor | Ragged]
 lists."""
 
 Items = Callable[[Tensor], Tensor]
-"""Distinct item rows [U] -> vectors [U, D]: the item tower over the features of those rows."""
+"""Distinct item rows [U] -> vectors [U, D]: the item tower over the features of those rows. By layers: [U, H, D]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +119,21 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mix:
+    """Vectors between two items, layer by layer: share_h * e_h(first) + (1 - share_h) * e_h(second_h), meaned over h.
+
+    Of one layer (H = 1) e is the vector of the item; of several, the layers of a graph.
+    """
+
+    first_BK: Tensor
+    """Item rows."""
+    second_BKH: Tensor
+    """Item rows; a layer may have another item than the next."""
+    share_BKH: Tensor
+    """0 to 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """Candidates of one source: ``[N]`` shared by the batch, or ``[B, K]`` one list a query."""
 
@@ -125,12 +150,24 @@ class Block:
     """True where the rows are the batch's own positives (each distinct one once)."""
     vector: Tensor | None = None
     """``row.shape + [D]``, only where vectors can't be looked up by row (a queue of stale ones)."""
+    mix: Mix | None = None
+    """Of a block [B, K] that is no items, its rows -1, but what lies between some."""
 
     @staticmethod
     def of(row: Tensor, *, of_batch: bool = False) -> Block:
         """Rows that are there once each; whoever draws for a whole sampler fills in the counts."""
         nothing = torch.zeros(row.shape, device=row.device)
         return Block(row=row, log_count=nothing + float("nan"), log_weight=nothing, of_batch=of_batch)
+
+    @staticmethod
+    def chosen(row: Tensor, log_weight: Tensor | None = None, *, mix: Mix | None = None) -> Block:
+        """Rows whose empty places (-1, unless they are a mix) weigh nothing."""
+        block = Block.of(row)
+        if log_weight is None:
+            log_weight = block.log_weight
+        if mix is None:
+            log_weight = log_weight.masked_fill(row < 0, NEG_INF)
+        return replace(block, log_weight=log_weight, mix=mix)
 
     def with_count(self, log_count: Tensor) -> Block:
         """The same candidates with their expected counts."""

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .records import NEG_INF, Batch, Block, Candidates, Encoded, Items, Ragged
+from .records import NEG_INF, Batch, Block, Candidates, Encoded, Items, Mix, Ragged
 
 Correction = Literal["none", "negatives", "all"]
 """Which logits log-count is subtracted from: no one's, the candidates', or the positive's too."""
@@ -48,8 +48,19 @@ def tile_for(device: torch.device, n_columns: int) -> int:
     return max(DEFAULT_TILE, _GPU_TILE // max(n_columns, 1))
 
 
-def encode(query_BD: Tensor, items: Items, batch: Batch, candidates: Candidates) -> Encoded:
+def encode(
+    query_BD: Tensor,
+    items: Items,
+    batch: Batch,
+    candidates: Candidates,
+    *,
+    layers: Items | None = None,
+    unit: bool = False,
+) -> Encoded:
     """Vectors of the positives and candidates: one item-tower call over the distinct rows.
+
+    Blocks that mix items layer by layer ask ``layers`` for theirs, [U] rows -> [U, H, D]; what was mixed is brought to
+    ``unit`` length where all vectors are.
 
     Shared candidates of equal row become one column whose ``log_weight`` is the log of their summed weight, which is
     exact for log-sum-exp, sum and mean, and keeps the columns sorted by row, so that exclusion is a binary search.
@@ -61,11 +72,20 @@ def encode(query_BD: Tensor, items: Items, batch: Batch, candidates: Candidates)
 
     n_given = 0 if given_ND is None else len(given_ND)
     column_row = shared_block.row[: len(shared_block.row) - n_given]
-    asked = torch.cat([batch.item_P, column_row, own_block.row.flatten().clamp(min=0)])
+    mixes = [block.mix for block in own if block.mix is not None]
+    flat = [mix for mix in mixes if mix.second_BKH.shape[2] == 1]
+    of_mixes = [row.flatten() for mix in flat for row in (mix.first_BK, mix.second_BKH)]
+    asked = torch.cat([batch.item_P, column_row, own_block.row.flatten().clamp(min=0), *of_mixes])
     need, slot = asked.unique(return_inverse=True)
     table_TD = items(need)
-    positive_slot_P, column_slot, own_slot = slot.split([len(batch.item_P), len(column_row), own_block.row.numel()])
+    positive_slot_P, column_slot, own_slot, _ = slot.split(
+        [len(batch.item_P), len(column_row), own_block.row.numel(), sum(len(row) for row in of_mixes)]
+    )
     column_ND = table_TD.index_select(0, column_slot)
+    slot_BK = own_slot.view(own_block.row.shape)
+    if mixes:
+        table_TD, slot_BK = _with_mixes(own, need, table_TD, slot_BK, layers, unit)
+        need = torch.cat([need, need.new_full((len(table_TD) - len(need),), -1)])
     if given_ND is not None:
         shared_block, column_ND = _sort_columns(shared_block, torch.cat([column_ND, given_ND]))
     return Encoded(
@@ -76,11 +96,48 @@ def encode(query_BD: Tensor, items: Items, batch: Batch, candidates: Candidates)
         positive_slot_P=positive_slot_P,
         column_ND=column_ND,
         shared=shared_block,
-        slot_BK=own_slot.view(own_block.row.shape),
+        slot_BK=slot_BK,
         own=own_block,
         positive_log_count_P=candidates.positive_log_count_P,
         total_weight=batch.weight_P.sum(),
     )
+
+
+def _with_mixes(
+    own: Sequence[Block], need: Tensor, table_TD: Tensor, slot_BK: Tensor, layers: Items | None, unit: bool
+) -> tuple[Tensor, Tensor]:
+    """The table with a row for each mixed candidate, and slots that point there."""
+    tables, slots, end = [table_TD], [], len(table_TD)
+    for block, slot in zip(own, slot_BK.split([block.row.shape[1] for block in own], 1), strict=True):
+        if block.mix is None:
+            slots.append(slot)
+            continue
+        made_BKD = _mixed(block.mix, need, table_TD, layers)
+        if unit:
+            made_BKD = F.normalize(made_BKD, dim=-1)
+        slots.append(torch.arange(slot.numel(), device=slot.device).view(slot.shape) + end)
+        tables.append(made_BKD.flatten(0, 1))
+        end += slot.numel()
+    return torch.cat(tables), torch.cat(slots, 1)
+
+
+def _mixed(mix: Mix, need: Tensor, table_TD: Tensor, layers: Items | None) -> Tensor:
+    """[B, K, D]"""
+    n_layers = mix.second_BKH.shape[2]
+    first_BKH = mix.first_BK[:, :, None].expand_as(mix.second_BKH)
+    if n_layers == 1:
+        row_U, vector_UHD = need, table_TD[:, None]
+    else:
+        if layers is None:
+            raise ValueError("a mix of layers needs towers that tell them")
+        row_U = torch.cat([mix.first_BK.flatten(), mix.second_BKH.flatten()]).unique()
+        vector_UHD = layers(row_U)
+    layer_H = torch.arange(n_layers, device=row_U.device)
+    of_first, of_second = (
+        vector_UHD[torch.searchsorted(row_U, row.contiguous()), layer_H] for row in (first_BKH, mix.second_BKH)
+    )
+    share = mix.share_BKH[..., None].to(table_TD.dtype)
+    return (share * of_first + (1 - share) * of_second).mean(2)
 
 
 def positive_scores(query_BD: Tensor, encoded: Encoded) -> Tensor:
@@ -319,7 +376,7 @@ class Lines:
             flat = line * width + first + torch.arange(int(hits.sum()), device=device)
         if not n_own:
             return flat
-        return torch.cat([flat, self._excluded_own(start, stop, lists.owner(), item, width)])
+        return torch.cat([flat, self._excluded_own(start, stop, lists, width)])
 
     def _columns_of(self, item: Tensor) -> tuple[Tensor, Tensor]:
         """Which of ``item`` are shared candidates, and where among them; candidates are distinct."""
@@ -344,16 +401,9 @@ class Lines:
         column[row_N] = torch.arange(len(row_N), dtype=torch.int32, device=row_N.device)
         return column
 
-    def _excluded_own(self, start: int, stop: int, line: Tensor, item: Tensor, width: int) -> Tensor:
+    def _excluded_own(self, start: int, stop: int, lists: Ragged, width: int) -> Tensor:
         own_CK = self.own.row[start:stop]
-        if not len(item):
-            return torch.empty(0, dtype=torch.int64, device=own_CK.device)
-        stride = int(torch.maximum(item.max(), own_CK.max())) + 2
-        key = line * stride + item  # rises: lines rise, and items rise inside a list
-        want_CK = torch.arange(stop - start, device=own_CK.device)[:, None] * stride + own_CK
-        at_CK = torch.searchsorted(key, want_CK).clamp(max=len(key) - 1)
-        hit_CK = (key[at_CK] == want_CK) & (own_CK >= 0)
-        hit_line, hit_k = hit_CK.nonzero(as_tuple=True)
+        hit_line, hit_k = lists.holds(own_CK).nonzero(as_tuple=True)
         return hit_line * width + (width - own_CK.shape[1]) + hit_k
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import Tensor
 
 from twotower.frequency import ExactFrequency, Frequency
-from twotower.part import Facts
+from twotower.part import Events, Facts
 from twotower.records import Batch, Ragged
 
 COUNT = [500, 60, 0, 900, 240, 30, 420, 150, 10, 690, 0, 1000]
@@ -17,19 +17,24 @@ COUNT = [500, 60, 0, 900, 240, 30, 420, 150, 10, 690, 0, 1000]
 
 BATCH_SIZE = 16
 
+N_QUERIES, TAKEN = 100, 6
+"""Queries, and distinct items that each has in training."""
+
 
 @dataclass
 class RunLook:
-    """Only the frequencies: samplers that ask for vectors would fail here."""
+    """The frequencies of a run, and a model whose vectors are given."""
 
     frequency: Frequency
-
-    @property
-    def query_BD(self) -> Tensor:
-        raise AssertionError("no sampler here needs query vectors")
+    query_BD: Tensor = field(default_factory=lambda: torch.zeros(0, 3))
+    item_MD: Tensor = field(default_factory=lambda: torch.zeros(len(COUNT), 3))
+    step: int = 1
 
     def items(self, row: Tensor) -> Tensor:
-        raise AssertionError("no sampler here needs item vectors")
+        return self.item_MD[row]
+
+    def layers(self, row: Tensor) -> Tensor:
+        return self.item_MD[row][..., None, :]
 
     def log_presence(self, row: Tensor) -> Tensor:
         return self.frequency.log_presence(row)
@@ -38,7 +43,26 @@ class RunLook:
 @pytest.fixture
 def facts() -> Facts:
     count_M = torch.tensor(COUNT)
-    return Facts(n_items=12, n_queries=100, item_count_M=count_M, batch_size=BATCH_SIZE, batch_of="pairs")
+    return Facts(
+        n_items=12,
+        n_queries=N_QUERIES,
+        item_count_M=count_M,
+        batch_size=BATCH_SIZE,
+        batch_of="pairs",
+        query_count_Q=torch.full((N_QUERIES,), TAKEN),
+        steps_per_epoch=10,
+        width=3,
+        pairs=lists_of(0, 6),
+        shown=lists_of(6, 9),
+        events=Events(item_E=torch.repeat_interleave(torch.arange(12), count_M)),
+    )
+
+
+def lists_of(start: int, stop: int) -> Ragged:
+    """Of query q: the items (q + start) to (q + stop - 1) around the catalogue, so nobody took what was only shown."""
+    row_QK = ((torch.arange(N_QUERIES)[:, None] + torch.arange(start, stop)) % len(COUNT)).sort(1).values
+    offset = torch.arange(N_QUERIES + 1) * (stop - start)
+    return Ragged(offset=offset, value=row_QK.flatten(), weight=torch.ones(row_QK.numel()))
 
 
 @pytest.fixture

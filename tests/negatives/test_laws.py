@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 import pytest
 import torch
-from scipy.stats import chi2, chisquare, kstest
+from scipy.stats import chisquare
 from torch import Tensor
 
 from twotower.errors import ConfigError
-from twotower.negatives import Catalogue, InBatch, Mixture, Negatives, Popularity, Rotations, Sampler, Uniform, propose
+from twotower.negatives import Catalogue, InBatch, Mixture, Popularity, Rotations, Sampler, Uniform, propose
 from twotower.part import Facts
-from twotower.records import Batch, Block, Candidates
+from twotower.records import Batch, Block
 
 from .conftest import BATCH_SIZE, COUNT, RunLook, batch_of, batch_of_queries
-
-M = len(COUNT)
-TOTAL = sum(COUNT)
+from .laws import TOTAL, M, check_law, offered_to_first, p_value, ready
 
 DRAWN: dict[str, Sampler] = {
     "InBatch": InBatch(),
@@ -59,52 +56,10 @@ def covariance(sampler: Sampler) -> Tensor:
     return sampler.n * (p.diag() - p[:, None] * p)
 
 
-def offered_to_first(candidates: Candidates) -> Tensor:
-    """[M] summed weight of each item among the candidates of the batch's first query."""
-    offered = torch.zeros(M, dtype=torch.float64)
-    for block in candidates.blocks:
-        row, log_weight = (x if x.dim() == 1 else x[0] for x in (block.row, block.log_weight))
-        offered.index_add_(0, row, log_weight.double().exp())
-    return offered
-
-
-def ready(sampler: Sampler, facts: Facts) -> Sampler:
-    sampler.setup(facts)
-    return sampler
-
-
-def p_value(sampler: Sampler, look: RunLook, trials: int, seed: int) -> float:
-    """Chi-square of what the first query is offered in many batches, each from a reshuffle, against exp(log_count).
-
-    Its own positive is item 0, which is no negative of its own and left out; the other rows are drawn. The statistic is
-    Pearson's with the covariance of the law in place of that of one multinomial: d' C^-1 d / trials.
-    """
-    rng = torch.Generator().manual_seed(seed)
-    event = torch.repeat_interleave(torch.arange(M), torch.tensor(COUNT))
-    offered = torch.zeros(M, dtype=torch.float64)
-    batch, own = batch_of([0]), torch.zeros(1, dtype=torch.int64)
-    for _ in range(trials):
-        others = event[torch.randperm(TOTAL, generator=rng)[: BATCH_SIZE - 1]]
-        batch = batch_of(torch.cat([own, others]))
-        offered += offered_to_first(propose(sampler, batch, look, rng))
-    expected = trials * sampler.log_count(torch.arange(M), batch, look).double().exp()
-    assert not offered[expected == 0].any()
-    kept = (expected > 0).nonzero()[1:, 0]
-    assert float(expected[kept].min()) > 5
-    difference = (offered - expected)[kept]
-    inverse = torch.linalg.inv(trials * covariance(sampler)[kept][:, kept])
-    return float(chi2.sf(float(difference @ inverse @ difference), len(kept)))
-
-
-def test_every_sampler_is_here() -> None:
-    assert {type(sampler) for sampler in SAMPLERS.values()} == set(get_args(Negatives))
-
-
 @pytest.mark.parametrize("name", DRAWN)
 def test_draws_follow_the_counts(name: str, facts: Facts, look: RunLook) -> None:
     sampler = ready(DRAWN[name], facts)
-    p_values = [p_value(sampler, look, trials=150, seed=seed) for seed in range(20)]
-    assert kstest(p_values, "uniform").pvalue > 0.01
+    check_law(sampler, look, covariance(sampler))
 
 
 def test_the_catalogue_is_offered_whole(facts: Facts, look: RunLook) -> None:
@@ -119,7 +74,8 @@ def test_the_test_notices_a_wrong_count(facts: Facts, look: RunLook) -> None:
         def log_count(self, row: Tensor, batch: Batch, look: RunLook) -> Tensor:
             return (torch.tensor(COUNT)[row] * ((BATCH_SIZE - 1) / TOTAL)).log()
 
-    p_values = [p_value(ready(PerDraw(), facts), look, trials=150, seed=seed) for seed in range(3)]
+    sampler = ready(PerDraw(), facts)
+    p_values = [p_value(sampler, look, trials=150, seed=seed, covariance_MM=covariance(sampler)) for seed in range(3)]
     assert max(p_values) < 1e-6
 
 
@@ -143,30 +99,6 @@ def test_counts_sum_to_the_expected_weight(name: str, facts: Facts, look: RunLoo
     sampler = ready(SAMPLERS[name], facts)
     log_count = sampler.log_count(torch.arange(M), batch_of([0, 1]), look)
     assert float(log_count.double().exp().sum()) == pytest.approx(expected_total(sampler), rel=1e-5)
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_the_contract_of_a_sampler(name: str, facts: Facts, look: RunLook) -> None:
-    """Same generator, same rows; blocks counted as any rows are; rows of any shape; no state before it is set up."""
-    sampler = SAMPLERS[name]
-    assert sampler.state_dict() == {}
-    ready(sampler, facts)
-    batch = batch_of([3, 0, 3, 11])
-    first, again = (propose(sampler, batch, look, torch.Generator().manual_seed(1)) for _ in range(2))
-    for block, same in zip(first.blocks, again.blocks, strict=True):
-        assert torch.equal(block.row, same.row)
-        assert block.row.dtype == torch.int64
-        assert block.row.shape == block.log_weight.shape == block.log_count.shape
-        assert block.row.dim() == 1 or len(block.row) == 4
-        assert bool(block.log_count.isfinite().all())
-        assert torch.equal(block.log_count, sampler.log_count(block.row, batch, look))
-    assert torch.equal(first.positive_log_count_P, sampler.log_count(batch.item_P, batch, look))
-    row = torch.arange(M)
-    log_count = sampler.log_count(row, batch, look)
-    assert torch.equal(sampler.log_count(row.view(3, 4), batch, look), log_count.view(3, 4))
-    assert not bool(log_count.isnan().any())
-    assert log_count.dtype == torch.float32
-    assert sampler.observe(first.blocks, None, look) is None  # type: ignore[arg-type]
 
 
 def test_the_batch_is_offered_once_each(look: RunLook) -> None:

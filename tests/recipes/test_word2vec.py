@@ -206,7 +206,7 @@ def test_gradients_are_those_of_word2vecs_loop(arm: str) -> None:
     model = model_of(arm, n_words=7)
     batch = in_double(skip_gram(CENTRE, CONTEXT) if arm == "sg-ns" else cbow(CENTRE, CONTEXT))
     query_BD = model.towers.encode_query(batch.query)
-    look = CurrentModel(model, query_BD)
+    look = CurrentModel(model, query_BD, 1)
     candidates = propose(model.negatives, batch, look, torch.Generator().manual_seed(10))
     loss, _ = model.loss(encode(query_BD, model.items, batch, candidates))
     loss.backward()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from ..part import Facts
+from ..part import Events, Facts
 from ..records import Batch, Features, Ragged, spans
 from ..schema import History, Id, Schema, table_of
 from .store import Store
@@ -243,7 +243,15 @@ class TrainingBatches:
             query_count_Q=self.pairs.offset[1:] - self.pairs.offset[:-1],
             steps_per_epoch=self.steps_per_epoch,
             pairs=Ragged(offset=self.pairs.offset, value=self.pairs.item, weight=self.pairs.weight),
+            events=Events(item_E=item, features=self._features_of),
         )
+
+    def _features_of(self, index: Tensor) -> Features:
+        """Query features of events [n], as batches of them have."""
+        if self.batch_of == "pairs":
+            return self.features_at(index, self.event_query[index])
+        query = torch.searchsorted(self.pairs.offset, index, right=True) - 1
+        return self.store.query.take(query)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of an epoch, from its step ``start`` on."""

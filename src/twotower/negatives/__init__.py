@@ -2,21 +2,25 @@
 
 from .alias import AliasTable
 from .batch import InBatch, Rotations
+from .mined import DNS, Mined, Pool
 from .mixture import Mixture
 from .sampler import Density, Look, Sampler, propose
 from .static import Catalogue, Popularity, Uniform
 
-Negatives = Catalogue | InBatch | Mixture | Popularity | Rotations | Uniform
+Negatives = DNS | Catalogue | InBatch | Mixture | Popularity | Rotations | Uniform
 """Every sampler there is: the type of the setting, and the list that contract tests and the docs table go through."""
 
 __all__ = [
+    "DNS",
     "AliasTable",
     "Catalogue",
     "Density",
     "InBatch",
     "Look",
+    "Mined",
     "Mixture",
     "Negatives",
+    "Pool",
     "Popularity",
     "Rotations",
     "Sampler",

@@ -28,6 +28,13 @@ class Look(Protocol):
     def items(self, row: Tensor) -> Tensor:
         """Item rows [...] -> their current vectors [..., D]."""
 
+    def layers(self, row: Tensor) -> Tensor:
+        """Item rows [...] -> their current vectors by layers of the graph [..., H, D]; H = 1 without a graph."""
+
+    @property
+    def step(self) -> int:
+        """Number of the step, from 1."""
+
     def log_presence(self, row: Tensor) -> Tensor:
         """Item rows [...] -> log P(item is in the global batch) [...], as known before this batch."""
 
@@ -53,7 +60,11 @@ class Sampler(Part):
         raise TypeError(f"{type(self).__name__} has no density to count by")
 
     def observe(self, blocks: tuple[Block, ...], encoded: Encoded, look: Look) -> Tensor | None:
-        """Learn from a finished step, once a global batch, with its own blocks; may return a loss of its own."""
+        """Learn from a step, once a global batch, with its own blocks, before the towers move.
+
+        May return a loss of its own, whose gradient moves the sampler's parameters and tables in the same step. The
+        vectors of ``encoded`` are part of the towers' graph: detach them for it.
+        """
         return None
 
     def __add__(self, other: Sampler) -> Mixture:

@@ -104,6 +104,33 @@ class _MeanOfLayers(torch.autograd.Function):
         return None, None, *ctx.adjacency.mean_of_layers(outer[0], outer[1], ctx.layers)
 
 
+class _ItemLayers(torch.autograd.Function):
+    """[I, L + 1, D] item vectors of every layer; the gradient of layer l comes back by l products, nested as Horner's
+    rule nests powers."""
+
+    @staticmethod
+    def forward(ctx: Any, adjacency: Adjacency, layers: int, query_QD: Tensor, item_ID: Tensor) -> Tensor:
+        ctx.adjacency, ctx.layers, ctx.n_queries = adjacency, layers, len(query_QD)
+        found = [item_ID]
+        for _ in range(layers):
+            query_QD, item_ID = adjacency.to_queries(item_ID), adjacency.to_items(query_QD)
+            found.append(item_ID)
+        return torch.stack(found, 1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[None, None, Tensor, Tensor]:
+        of_layer = outer[0].unbind(1)
+        of_item_ID = of_layer[-1].contiguous()
+        of_query_QD = of_item_ID.new_zeros(ctx.n_queries, of_item_ID.shape[1])
+        for of_ID in reversed(of_layer[:-1]):
+            of_query_QD, of_item_ID = (
+                ctx.adjacency.to_queries(of_item_ID),
+                ctx.adjacency.to_items(of_query_QD) + of_ID,
+            )
+        return None, None, of_query_QD, of_item_ID
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Propagated:
     """Vectors of all rows of both sides, and the state of what they were made of."""
@@ -180,6 +207,19 @@ class Graph(Part):
             return self.tables[_AT[side]].look_up(row)
         vector_RD = self._propagated()[_AT[side]]
         return where_present(row, lambda present: F.embedding(present, vector_RD), vector_RD)
+
+    def item_layers(self, row: Tensor) -> Tensor:
+        """[n] rows of the id table -> [n, L + 1, D], what the mean of ``look_up`` is taken of.
+
+        With a gradient it costs a propagation of its own.
+        """
+        self._propagated()
+        found = self._trained
+        assert found is not None
+        with_gradient = self.training and torch.is_grad_enabled()
+        start = found.leaves if with_gradient else tuple(table.weight for table in self.tables)
+        layer_IHD: Tensor = _ItemLayers.apply(self.adjacency(start[0]), self.layers, *start)  # type: ignore[no-untyped-call]
+        return layer_IHD.index_select(0, row)
 
     def _propagated(self) -> tuple[Tensor, Tensor]:
         """Vectors of all rows of both sides: made once for as long as the tables stay as they are."""

@@ -260,6 +260,19 @@ class TwoTower(Part):
         """[n, D], likewise."""
         return self._encode("item", features, served)
 
+    def item_layers(self, features: Features) -> Tensor:
+        """[n, H, D] vectors of items by layers of the graph, not normalised; without a graph their vectors, H = 1."""
+        if self.graph is None or self.graph.layers == 0:
+            return self.encode_item(features)[:, None]
+        if len(self.item.look_ups) > 1 or self.item.widths or self.item.numbers or self.item.vectors:
+            raise ConfigError(
+                "towers: vectors by layers of the graph are those of ids alone, but the item tower has further "
+                "features or layers: use layers of the graph with an item tower of one Id feature"
+            )
+        row = features[self._id_name("item")]
+        assert isinstance(row, Tensor)
+        return self.graph.item_layers(row)
+
     def _encode(self, side: Side, features: Features, served: bool) -> Tensor:
         if served and self.graph is not None and self.graph.served_layers:
             row = features[self._id_name(side)]

@@ -16,7 +16,7 @@ from ..losses import Loss
 from ..negatives import Sampler, propose
 from ..optimisers import RowOptimiser
 from ..part import Facts
-from ..records import Batch, Encoded, Features, Ragged
+from ..records import Batch, Encoded, Features, Items, Ragged
 from ..scoring import encode, tile_for
 from ..tables import Table
 from ..towers import TwoTower
@@ -44,18 +44,26 @@ class StepReport:
 class CurrentModel:
     """The towers and the frequency estimate as samplers may see them (``negatives.Look``)."""
 
-    def __init__(self, model: Model, query_BD: Tensor) -> None:
+    def __init__(self, model: Model, query_BD: Tensor, step: int) -> None:
         self._model = model
         self.query_BD = query_BD.detach()
+        self.step = step
 
     def items(self, row: Tensor) -> Tensor:
         """[...] item rows -> [..., D], encoded now, without gradient or dropout."""
+        return self._encoded(row, self._model.items)
+
+    def layers(self, row: Tensor) -> Tensor:
+        """[...] item rows -> [..., H, D], likewise; H = 1 without a graph."""
+        return self._encoded(row, self._model.item_layers)
+
+    def _encoded(self, row: Tensor, encode: Items) -> Tensor:
         self._model.towers.eval()
         with torch.no_grad():
             distinct, at = row.flatten().unique(return_inverse=True)
-            vectors = self._model.items(distinct)
+            vectors = encode(distinct)
         self._model.towers.train()
-        return vectors.index_select(0, at).view(*row.shape, -1)
+        return vectors.index_select(0, at).view(*row.shape, *vectors.shape[1:])
 
     def log_presence(self, row: Tensor) -> Tensor:
         """log P(item is in the global batch), as known before this batch."""
@@ -85,6 +93,10 @@ class Model(nn.Module):
     def items(self, row: Tensor) -> Tensor:
         """Distinct item rows [U] -> vectors [U, D]."""
         return self.towers.encode_item(to_device(self.store.item.take(row.cpu()), row.device))
+
+    def item_layers(self, row: Tensor) -> Tensor:
+        """Distinct item rows [U] -> vectors by layers of the graph [U, H, D]."""
+        return self.towers.item_layers(to_device(self.store.item.take(row.cpu()), row.device))
 
     def named_tables(self) -> dict[str, Table]:
         """Every embedding table by name: those of the towers, and what a loss or a sampler learns row by row."""
@@ -142,28 +154,34 @@ class Stepper:
             batch = batch.to(self.device)
         cache = None if self.training.encode_chunk is None else GradCache(self.training.encode_chunk, self.device)
         query_BD = self._queries(batch, cache)
-        look = CurrentModel(model, query_BD)
+        look = CurrentModel(model, query_BD, step)
         candidates = propose(model.negatives, batch, look, rng)
-        encoded = encode(query_BD, lambda row: self._items(row, cache), batch, candidates)
+        encoded = encode(
+            query_BD,
+            lambda row: self._items(row, cache),
+            batch,
+            candidates,
+            layers=model.item_layers,
+            unit=model.towers.normalise,
+        )
         tile = self.training.tile or tile_for(self.device, len(encoded.shared.row) + encoded.own.row.shape[1])
         loss, notes = model.loss(encoded, tile=tile, gemm=self.gemm)
         value = loss.item()
         if not torch.isfinite(loss):
             raise self._not_finite(encoded, step)
         health = examine(model.loss, encoded, notes, step) if with_health else None
+        of_sampler = model.negatives.observe(candidates.blocks, encoded, look)
+        if of_sampler is not None:
+            of_sampler.backward()
         gradient_norm = None
-        if loss.requires_grad:
-            loss.backward()
+        if loss.requires_grad or of_sampler is not None:
+            if loss.requires_grad:
+                loss.backward()
             if cache is not None:
                 cache.backward()
             gradient_norm = self._move(step, rate, norm_wanted=with_health)
         model.loss.observe(encoded, notes)
         model.frequency.observe(batch.item_P)
-        own = model.negatives.observe(candidates.blocks, encoded, look)
-        if own is not None:
-            raise TypeError(
-                f"{type(model.negatives).__name__}.observe returned a loss, which this trainer can't minimise"
-            )
         return StepReport(
             loss=value,
             n_pairs=len(batch.item_P),
