@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twotower.negatives import DNS, Catalogue, InBatch, Popularity, Rotations, Sampler, Uniform
+from twotower.negatives import DNS, Catalogue, InBatch, MixGCF, Popularity, Rotations, Sampler, Uniform
 
 EXAMPLES: dict[str, Sampler] = {
     "Catalogue": Catalogue(),
@@ -10,6 +10,7 @@ EXAMPLES: dict[str, Sampler] = {
     "DNS of the batch": DNS(of=InBatch()),
     "DNS among": DNS(n=2, among=4, of=InBatch() + Uniform(3) + Uniform(3, per_query=True)),
     "InBatch": InBatch(),
+    "MixGCF": MixGCF(n=2, of=Uniform(6, per_query=True)),
     "Mixture": InBatch() + Uniform(10) + Popularity(10, per_query=True),
     "Popularity": Popularity(24),
     "Popularity per query": Popularity(24, per_query=True),

@@ -3,11 +3,12 @@
 from .alias import AliasTable
 from .batch import InBatch, Rotations
 from .mined import DNS, Mined, Pool
+from .mixgcf import MixGCF
 from .mixture import Mixture
 from .sampler import Density, Look, Sampler, propose
 from .static import Catalogue, Popularity, Uniform
 
-Negatives = DNS | Catalogue | InBatch | Mixture | Popularity | Rotations | Uniform
+Negatives = DNS | Catalogue | InBatch | MixGCF | Mixture | Popularity | Rotations | Uniform
 """Every sampler there is: the type of the setting, and the list that contract tests and the docs table go through."""
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "InBatch",
     "Look",
     "Mined",
+    "MixGCF",
     "Mixture",
     "Negatives",
     "Pool",
