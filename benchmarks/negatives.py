@@ -4,8 +4,8 @@
                                    [--keep FOLDER]
     python -m benchmarks.negatives lastfm --search FOLDER
 
-How arms are searched, fitted and kept: benchmarks/arms.py. An arm is a sampler; its learning rate, its own settings and its
-number of epochs are chosen on validation.
+How arms are searched, fitted and kept: benchmarks/arms.py. An arm is a sampler; its learning rate, its own settings
+and its number of epochs are chosen on validation.
 
 lastfm     LightGCN and BPR on the split of the published ladder of miners
 ml-100k    matrix factorisation and BPR on IRGAN's split
