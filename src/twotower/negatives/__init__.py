@@ -4,10 +4,13 @@ from .alias import AliasTable
 from .batch import InBatch, Rotations
 from .mined import DNS, Mined, Pool
 from .mixture import Mixture
+from .positive_aware import PositiveAware
+from .queue import Queue
+from .rank_window import RankWindow
 from .sampler import Density, Look, Sampler, propose
 from .static import Catalogue, Popularity, Uniform
 
-Negatives = DNS | Catalogue | InBatch | Mixture | Popularity | Rotations | Uniform
+Negatives = DNS | Catalogue | InBatch | Mixture | Popularity | PositiveAware | Queue | RankWindow | Rotations | Uniform
 """Every sampler there is: the type of the setting, and the list that contract tests and the docs table go through."""
 
 __all__ = [
@@ -22,6 +25,9 @@ __all__ = [
     "Negatives",
     "Pool",
     "Popularity",
+    "PositiveAware",
+    "Queue",
+    "RankWindow",
     "Rotations",
     "Sampler",
     "Uniform",
