@@ -14,7 +14,7 @@ from torch import Tensor
 from twotower.errors import ConfigError
 from twotower.frequency import ExactFrequency
 from twotower.losses import SampledSoftmax
-from twotower.negatives import DNS, InBatch, Queue, propose
+from twotower.negatives import DNS, InBatch, Queue, RankWindow, propose
 from twotower.part import Facts
 from twotower.records import Batch, Encoded
 from twotower.scoring import encode
@@ -148,6 +148,21 @@ def test_settings_that_make_no_sense_are_refused(facts: Facts, look: RunLook) ->
         Queue(warm_up=-1)
     with pytest.raises(ConfigError, match="Queue offers vectors that are no items"):
         DNS(of=queue_of(facts)).draw(batch_of([0]), look, ANY)
+
+
+def test_given_vectors_alone_may_be_counted_for_each_query(facts: Facts, look: RunLook) -> None:
+    """Beside a law of each query's own, without a shared candidate that is looked up."""
+    rng = torch.Generator().manual_seed(0)
+    look.query_BD, look.item_MD = torch.randn(2, 3, generator=rng), torch.randn(M, 3, generator=rng)
+    mixture = queue_of(facts) + RankWindow(first=1, last=4)
+    mixture.setup(facts)
+    batch = batch_of([1, 5])
+    mixture.parts[0].observe((), encoded_of(batch_of([5, 8, 9, 0]), look.item_MD), look)
+    encoded = encode(look.query_BD, look.items, batch, propose(mixture, batch, look, rng))
+    assert encoded.shared.row.tolist() == [0, 5, 8, 9]
+    assert torch.equal(encoded.shared.log_count, mixture.log_count(encoded.shared.row, batch, look))
+    assert encoded.shared.log_count.shape == (2, 4)
+    assert torch.equal(encoded.column_ND, look.item_MD[encoded.shared.row])
 
 
 # ---------------------------------------------------------------- in training
