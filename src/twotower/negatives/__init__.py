@@ -5,10 +5,15 @@ from .batch import InBatch, Rotations
 from .mined import DNS, Mined, Pool
 from .mixgcf import MixGCF
 from .mixture import Mixture
+from .positive_aware import PositiveAware
+from .queue import Queue
+from .rank_window import RankWindow
 from .sampler import Density, Look, Sampler, propose
 from .static import Catalogue, Popularity, Uniform
 
-Negatives = DNS | Catalogue | InBatch | MixGCF | Mixture | Popularity | Rotations | Uniform
+Negatives = (
+    Catalogue | DNS | InBatch | MixGCF | Mixture | Popularity | PositiveAware | Queue | RankWindow | Rotations | Uniform
+)
 """Every sampler there is: the type of the setting, and the list that contract tests and the docs table go through."""
 
 __all__ = [
@@ -24,6 +29,9 @@ __all__ = [
     "Negatives",
     "Pool",
     "Popularity",
+    "PositiveAware",
+    "Queue",
+    "RankWindow",
     "Rotations",
     "Sampler",
     "Uniform",
