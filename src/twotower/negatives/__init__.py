@@ -2,28 +2,53 @@
 
 from .alias import AliasTable
 from .batch import InBatch, Rotations
-from .mined import DNS, Mined, Pool
+from .mined import AHNS, BNS, DNS, SIR, Mined, Pool, Pooled, SoftmaxDNS
 from .mixture import Mixture
+from .ranked import AOBPR, FirstViolation
 from .sampler import Density, Look, Sampler, propose
+from .srns import SRNS
 from .static import Catalogue, Popularity, Uniform
 
-Negatives = DNS | Catalogue | InBatch | Mixture | Popularity | Rotations | Uniform
+Negatives = (
+    AHNS
+    | AOBPR
+    | BNS
+    | Catalogue
+    | DNS
+    | FirstViolation
+    | InBatch
+    | Mixture
+    | Popularity
+    | Rotations
+    | SIR
+    | SRNS
+    | SoftmaxDNS
+    | Uniform
+)
 """Every sampler there is: the type of the setting, and the list that contract tests and the docs table go through."""
 
 __all__ = [
+    "AHNS",
+    "AOBPR",
+    "BNS",
     "DNS",
+    "SIR",
+    "SRNS",
     "AliasTable",
     "Catalogue",
     "Density",
+    "FirstViolation",
     "InBatch",
     "Look",
     "Mined",
     "Mixture",
     "Negatives",
     "Pool",
+    "Pooled",
     "Popularity",
     "Rotations",
     "Sampler",
+    "SoftmaxDNS",
     "Uniform",
     "propose",
 ]
