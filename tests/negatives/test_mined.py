@@ -83,7 +83,12 @@ def test_a_pool_is_what_is_offered_shared_and_own(look: RunLook) -> None:
     batch = batch_of([3, 0])
     score = random_scores(2)
     own_weight = torch.tensor([[0.0, math.log(2), 0.0], [0.0, -math.inf, 0.0]])
-    of = given([7, 3, 7], [7, 5], [[1, 1, 3], [2, 4, -1]], log_weight=[torch.zeros(3), torch.zeros(2), own_weight])
+    of = given(
+        [7, 3, 7],
+        [7, 5, -1],
+        [[1, 1, 3], [2, 4, -1]],
+        log_weight=[torch.zeros(3), Tensor([0, 0, -math.inf]), own_weight],
+    )
     pool = only(of, batch, see(look, score))
     assert pool.query_C.tolist() == [0, 1]
     assert pool.row_CP.tolist() == [[3, 5, 7, 1, 1, 3], [3, 5, 7, 2, -1, -1]]

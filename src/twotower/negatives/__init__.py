@@ -3,7 +3,11 @@
 from .alias import AliasTable
 from .batch import InBatch, Rotations
 from .mined import AHNS, BNS, DNS, SIR, Mined, Pool, Pooled, SoftmaxDNS
+from .mixgcf import MixGCF
 from .mixture import Mixture
+from .positive_aware import PositiveAware
+from .queue import Queue
+from .rank_window import RankWindow
 from .ranked import AOBPR, FirstViolation
 from .sampler import Density, Look, Sampler, propose
 from .srns import SRNS
@@ -17,8 +21,12 @@ Negatives = (
     | DNS
     | FirstViolation
     | InBatch
+    | MixGCF
     | Mixture
     | Popularity
+    | PositiveAware
+    | Queue
+    | RankWindow
     | Rotations
     | SIR
     | SRNS
@@ -41,11 +49,15 @@ __all__ = [
     "InBatch",
     "Look",
     "Mined",
+    "MixGCF",
     "Mixture",
     "Negatives",
     "Pool",
     "Pooled",
     "Popularity",
+    "PositiveAware",
+    "Queue",
+    "RankWindow",
     "Rotations",
     "Sampler",
     "SoftmaxDNS",

@@ -115,8 +115,9 @@ class Mined(Pooled):
         require_some(self, self.n)
 
 
-def pools(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> Iterator[Pool]:
-    """What ``of`` offers to the queries of a batch, some queries at a time, scored by the current model.
+def offered(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, Block]:
+    """What ``of`` offers to all queries [N], each item once with its summed weight, and to each its own [B, K], the row
+    of an empty place -1. There is at least one place.
 
     Raises ConfigError where it offers vectors that are no items.
     """
@@ -126,11 +127,40 @@ def pools(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> Iterat
             f"negatives.of: {type(of).__name__} offers vectors that are no items of the catalogue, so they can't be "
             "chosen by row: mine another sampler"
         )
+    shared, own = (_side_by_side([b for b in blocks if b.row.dim() == dim], batch, dim) for dim in (1, 2))
+    there = shared.row >= 0
+    row_N, at = shared.row[there].unique(return_inverse=True)
+    weight_N = torch.zeros(len(row_N), device=row_N.device).index_add_(0, at, shared.log_weight[there].exp())
+    shared = Block.chosen(row_N, weight_N.log())
+    if not len(row_N) and not own.row.shape[1]:
+        own = Block.chosen(own.row.new_full((len(own.row), 1), -1))
+    return shared, own
+
+
+def _side_by_side(blocks: list[Block], batch: Batch, dim: int) -> Block:
+    """Blocks [N], or [B, K], as one."""
+    if not blocks:
+        return Block.of(batch.item_P.new_zeros((0,) if dim == 1 else (len(batch.query_B), 0)))
+    log_weight = torch.cat([block.log_weight for block in blocks], -1)
+    row = torch.cat([block.row for block in blocks], -1)
+    return Block.chosen(row.masked_fill(log_weight == NEG_INF, -1), log_weight)
+
+
+def candidate_rows(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> Tensor:
+    """[B, P] rows that ``of`` offers to each query, shared ones too; -1 for an empty place or what the query knows."""
+    shared, own = offered(of, batch, look, rng)
+    row_BP = torch.cat([shared.row.expand(len(own.row), -1), own.row], 1)
+    return row_BP.masked_fill(batch.known.holds(row_BP), -1)
+
+
+def pools(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> Iterator[Pool]:
+    """What ``of`` offers to the queries of a batch, some queries at a time, scored by the current model.
+
+    Raises ConfigError where it offers vectors that are no items.
+    """
+    shared, own = offered(of, batch, look, rng)
+    shared_N, own_BK = shared.row, own.row
     n_queries, query_BD = len(batch.query_B), look.query_BD
-    shared_N, log_weight_N = _shared(blocks, batch)
-    own_BK, log_weight_BK = _own(blocks, batch)
-    if not len(shared_N) and not own_BK.shape[1]:  # nothing to choose from is one empty place
-        own_BK, log_weight_BK = own_BK.new_full((n_queries, 1), -1), log_weight_BK.new_full((n_queries, 1), NEG_INF)
     column_ND = look.items(shared_N)
     item_U, slot = own_BK.clamp(min=0).flatten().unique(return_inverse=True)
     slot_BK, table_UD = slot.view(own_BK.shape), look.items(item_U)
@@ -142,10 +172,10 @@ def pools(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> Iterat
         at = slice(start, min(start + step, n_queries))
         query_CD, own_CK = query_BD[at], own_BK[at]
         row_CP = torch.cat([shared_N.expand(len(query_CD), -1), own_CK], 1)
-        log_weight_CP = torch.cat([log_weight_N.expand(len(query_CD), -1), log_weight_BK[at]], 1)
+        log_weight_CP = torch.cat([shared.log_weight.expand(len(query_CD), -1), own.log_weight[at]], 1)
         own_score_CK = (table_UD[slot_BK[at]] @ query_CD[:, :, None])[:, :, 0]
         score_CP = torch.cat([query_CD @ column_ND.T, own_score_CK], 1)
-        closed_CP = (row_CP < 0) | (log_weight_CP == NEG_INF) | batch.known.slice(at.start, at.stop).holds(row_CP)
+        closed_CP = (row_CP < 0) | batch.known.slice(at.start, at.stop).holds(row_CP)
         yield Pool(
             query_C=torch.arange(at.start, at.stop, device=row_CP.device),
             row_CP=row_CP,
@@ -154,27 +184,6 @@ def pools(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> Iterat
             log_count_CP=log_count_BP[at] if log_count_BP.dim() == 2 else log_count_BP.expand(len(query_CD), -1),
             log_weight_CP=log_weight_CP,
         )
-
-
-def _shared(blocks: tuple[Block, ...], batch: Batch) -> tuple[Tensor, Tensor]:
-    """[N] distinct rows of the shared blocks and their summed log weights."""
-    shared = [block for block in blocks if block.row.dim() == 1]
-    if not shared:
-        return batch.item_P.new_zeros(0), torch.zeros(0, device=batch.item_P.device)
-    row_N, at = torch.cat([block.row for block in shared]).unique(return_inverse=True)
-    weight = torch.cat([block.log_weight for block in shared]).exp()
-    return row_N, weight.new_zeros(len(row_N)).index_add_(0, at, weight).log_()
-
-
-def _own(blocks: tuple[Block, ...], batch: Batch) -> tuple[Tensor, Tensor]:
-    """[B, K] rows of the queries' own blocks and their log weights; -1 and -inf where a place is empty."""
-    own = [block for block in blocks if block.row.dim() == 2]
-    if not own:
-        nothing = batch.item_P.new_zeros(len(batch.query_B), 0)
-        return nothing, nothing.float()
-    log_weight_BK = torch.cat([block.log_weight for block in own], 1)
-    row_BK = torch.cat([block.row for block in own], 1).masked_fill(log_weight_BK == NEG_INF, -1)
-    return row_BK, log_weight_BK.masked_fill(row_BK < 0, NEG_INF)
 
 
 def _counts(of: Sampler, shared_N: Tensor, own_BK: Tensor, batch: Batch, look: Look) -> Tensor:
@@ -206,8 +215,12 @@ class DNS(Mined):
 
     Choose it first of those that mine: it has nothing to tune but the size of the pool, and a larger one is harder.
 
+    ``DNS(n=2, of=InBatch())`` is online hard mining: the two hardest items of the batch that are not the query's own.
+    They cost one product of the batch with itself, no further item is encoded. More than two a positive made it worse.
+
     Source: Zhang et al., Optimizing top-n collaborative filtering via dynamic negative item sampling (SIGIR 2013); Shi
-    et al., On the theories behind hard negative sampling for recommendation (WWW 2023), DNS(M, N).
+    et al., On the theories behind hard negative sampling for recommendation (WWW 2023), DNS(M, N); of the batch: Huang
+    et al., Embedding-based retrieval in Facebook search (KDD 2020), section 6.1.
     """
 
     among: int | None = None

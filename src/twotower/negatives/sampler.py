@@ -92,7 +92,11 @@ def propose(sampler: Sampler, batch: Batch, look: Look, rng: torch.Generator) ->
         return sampler.log_count(row.clamp(min=0), batch, look).masked_fill(row < 0, 0.0)
 
     blocks = sampler.draw(batch, look, rng)
+    positive_log_count = count(batch.item_P)
+    if positive_log_count.dim() == 2:
+        pair_P = torch.arange(len(batch.item_P), device=batch.item_P.device)
+        positive_log_count = positive_log_count[batch.of_P, pair_P]
     return Candidates(
         blocks=tuple(block.with_count(count(block.row)) for block in blocks),
-        positive_log_count_P=count(batch.item_P),
+        positive_log_count_P=positive_log_count,
     )
