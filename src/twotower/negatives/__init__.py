@@ -2,22 +2,50 @@
 
 from .alias import AliasTable
 from .batch import InBatch, Rotations
+from .chains import MCNS, Chain, Gibbs, MetropolisHastings
+from .importance import (
+    AdaptiveImportance,
+    Estimate,
+    effective_sample_size,
+    importance_sampling,
+    monte_carlo,
+    self_normalised,
+)
 from .mined import DNS, Mined, Pool
 from .mixgcf import MixGCF
 from .mixture import Mixture
 from .sampler import Density, Look, Sampler, propose
 from .static import Catalogue, Popularity, Uniform
 
-Negatives = DNS | Catalogue | InBatch | MixGCF | Mixture | Popularity | Rotations | Uniform
+Negatives = (
+    DNS
+    | MCNS
+    | AdaptiveImportance
+    | Catalogue
+    | Gibbs
+    | InBatch
+    | MetropolisHastings
+    | MixGCF
+    | Mixture
+    | Popularity
+    | Rotations
+    | Uniform
+)
 """Every sampler there is: the type of the setting, and the list that contract tests and the docs table go through."""
 
 __all__ = [
     "DNS",
+    "MCNS",
+    "AdaptiveImportance",
     "AliasTable",
     "Catalogue",
+    "Chain",
     "Density",
+    "Estimate",
+    "Gibbs",
     "InBatch",
     "Look",
+    "MetropolisHastings",
     "Mined",
     "MixGCF",
     "Mixture",
@@ -27,5 +55,9 @@ __all__ = [
     "Rotations",
     "Sampler",
     "Uniform",
+    "effective_sample_size",
+    "importance_sampling",
+    "monte_carlo",
     "propose",
+    "self_normalised",
 ]
