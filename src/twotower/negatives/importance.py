@@ -96,7 +96,8 @@ class AdaptiveImportance(Sampler):
 
     Queries stop at different numbers k_u of draws. A draw weighs ``ess`` / k_u, and an item of the catalogue
     ``ess`` q(i | u), so that every query's expected count is ess q(i | u), and divided by it an item of the whole
-    catalogue counts exactly once. The density is approximate: when drawing stops depends on what was drawn.
+    catalogue counts exactly once. The density is approximate: when drawing stops depends on what was drawn, which makes
+    the softmax's sum too large by a part of the order of 1 / ess (in a small example 0.8% at 64, 6% at 10).
 
     It pays on a catalogue of moderate size with an expensive softmax: the histograms take 4 · 2^bits · M bytes of
     memory and of every checkpoint, each batch sums up 8 C M bytes for the C clusters it has, and one query that gets
