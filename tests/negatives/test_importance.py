@@ -400,7 +400,9 @@ def test_a_run_resumes(facts: Facts, look: RunLook) -> None:
     assert torch.equal(before, sampler.histogram_CM)
 
 
-def test_settings_that_make_no_sense_are_refused() -> None:
+def test_settings_that_make_no_sense_are_refused(facts: Facts) -> None:
+    with pytest.raises(ConfigError, match=r"alpha is 300\.0, expected one that leaves every item a share"):
+        AdaptiveImportance(alpha=300.0).setup(facts)
     for changed, message in (
         ({"block": 0}, "block is 0, expected at least 1"),
         ({"cap": 8}, "cap is 8, expected at least block, 32"),

@@ -20,7 +20,7 @@ CORRECTED = BilateralSoftmax(correction="negatives", temperature=0.2)
     [
         (MetropolisHastings(4, temperature=0.5), CORRECTED),
         (Gibbs(4, temperature=0.5), CORRECTED),
-        (MCNS(4, temperature=0.5, neighbours=8), BPR()),
+        (MCNS(4, steps=4, burn_in=8, temperature=0.5, neighbours=8), BPR()),
         (AdaptiveImportance(ess=16.0, block=8, cap=64, temperature=0.2), SampledSoftmax(temperature=0.2)),
     ],
 )

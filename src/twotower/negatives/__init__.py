@@ -14,20 +14,26 @@ from .importance import (
 from .mined import DNS, Mined, Pool
 from .mixgcf import MixGCF
 from .mixture import Mixture
+from .positive_aware import PositiveAware
+from .queue import Queue
+from .rank_window import RankWindow
 from .sampler import Density, Look, Sampler, propose
 from .static import Catalogue, Popularity, Uniform
 
 Negatives = (
-    DNS
-    | MCNS
-    | AdaptiveImportance
+    AdaptiveImportance
     | Catalogue
+    | DNS
     | Gibbs
     | InBatch
+    | MCNS
     | MetropolisHastings
     | MixGCF
     | Mixture
     | Popularity
+    | PositiveAware
+    | Queue
+    | RankWindow
     | Rotations
     | Uniform
 )
@@ -52,6 +58,9 @@ __all__ = [
     "Negatives",
     "Pool",
     "Popularity",
+    "PositiveAware",
+    "Queue",
+    "RankWindow",
     "Rotations",
     "Sampler",
     "Uniform",

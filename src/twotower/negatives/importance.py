@@ -140,6 +140,8 @@ class AdaptiveImportance(Sampler):
     def setup(self, facts: Facts) -> None:
         weight_M = (facts.item_count_M.double() + self.smoothing) ** self.alpha
         popular_M = (weight_M / weight_M.sum()).float()
+        least = float(popular_M.min())
+        _require(least > 0, "alpha", self.alpha, f"one that leaves every item a share; the smallest would be {least}")
         projection_DH = torch.randn(facts.width, self.bits, generator=torch.Generator().manual_seed(0))
         # The popular law follows from the data, so it is not saved: tomorrow's run counts tomorrow's events.
         self.register_buffer("popular_M", popular_M, persistent=False)

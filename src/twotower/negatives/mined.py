@@ -173,8 +173,12 @@ class DNS(Mined):
     With ``among`` = n, its default, the n hardest are taken. A larger one softens: DNS(M, N) takes evenly among the top
     M of N, and is a one-way partial AUC with beta = M / N; with ``among`` = N it is the pool's own law.
 
+    ``DNS(n=2, of=InBatch())`` is online hard mining: the two hardest items of the batch that are not the query's own.
+    They cost one product of the batch with itself, no further item is encoded. More than two a positive made it worse.
+
     Source: Zhang et al., Optimizing top-n collaborative filtering via dynamic negative item sampling (SIGIR 2013); Shi
-    et al., On the theories behind hard negative sampling for recommendation (WWW 2023), DNS(M, N).
+    et al., On the theories behind hard negative sampling for recommendation (WWW 2023), DNS(M, N); of the batch: Huang
+    et al., Embedding-based retrieval in Facebook search (KDD 2020), section 6.1.
     """
 
     among: int | None = None

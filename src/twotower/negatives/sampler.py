@@ -100,7 +100,10 @@ def propose(sampler: Sampler, batch: Batch, look: Look, rng: torch.Generator) ->
 
 
 def _of_positives(count: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
-    """[P] counts of the positives, each by the law of its own query where every query has one."""
+    """[P] counts of the positives, each by the law of its own query where every query has one.
+
+    Such a law is asked for lists [B, K] of each query's positives: [P] rows would give [B, P].
+    """
     if count(batch.item_P[:1]).dim() == 1:
         return count(batch.item_P)
     n_B = batch.of_P.bincount(minlength=len(batch.query_B))
