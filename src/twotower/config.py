@@ -269,9 +269,9 @@ def _check_loss(run: Run) -> None:
         f"loss: {type(loss).__name__} takes scores for cosines, but towers.normalise is false: set it to true, or "
         "choose another loss",
     )
-    if not loss.uses_counts():
-        return
     density = run.negatives.density
+    if not loss.uses_counts() or (density == "relative" and isinstance(loss, RowLoss) and loss.any_scale_of_counts):
+        return
     known = {"none": "has no density", "relative": "knows its density only up to an unknown factor"}.get(density)
     what, way_out = f"loss: {type(loss).__name__} needs", "choose another sampler under negatives"
     if isinstance(loss, RowLoss) and loss.correction != "none":

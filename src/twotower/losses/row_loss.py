@@ -53,6 +53,8 @@ class RowLoss(Loss):
     """Whether correction ``all`` has a meaning for this loss."""
     needs_counts: ClassVar[bool] = False
     """Whether expected counts are part of the formula, corrected or not."""
+    any_scale_of_counts: ClassVar[bool] = False
+    """Whether a factor that all counts of a query have in common leaves the gradient as it is."""
     needs_unit_vectors: ClassVar[bool] = False
     """Whether the formula takes scores for cosines."""
     positive_may_be_noise: ClassVar[bool] = False

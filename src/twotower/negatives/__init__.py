@@ -2,6 +2,15 @@
 
 from .alias import AliasTable
 from .batch import InBatch, Rotations
+from .chains import MCNS, Chain, Gibbs, MetropolisHastings
+from .importance import (
+    AdaptiveImportance,
+    Estimate,
+    effective_sample_size,
+    importance_sampling,
+    monte_carlo,
+    self_normalised,
+)
 from .mined import AHNS, BNS, DNS, SIR, Mined, Pool, Pooled, SoftmaxDNS
 from .mixgcf import MixGCF
 from .mixture import Mixture
@@ -16,11 +25,15 @@ from .static import Catalogue, Popularity, Uniform
 Negatives = (
     AHNS
     | AOBPR
+    | AdaptiveImportance
     | BNS
     | Catalogue
     | DNS
     | FirstViolation
+    | Gibbs
     | InBatch
+    | MCNS
+    | MetropolisHastings
     | MixGCF
     | Mixture
     | Popularity
@@ -40,14 +53,20 @@ __all__ = [
     "AOBPR",
     "BNS",
     "DNS",
+    "MCNS",
     "SIR",
     "SRNS",
+    "AdaptiveImportance",
     "AliasTable",
     "Catalogue",
+    "Chain",
     "Density",
+    "Estimate",
     "FirstViolation",
+    "Gibbs",
     "InBatch",
     "Look",
+    "MetropolisHastings",
     "Mined",
     "MixGCF",
     "Mixture",
@@ -62,5 +81,9 @@ __all__ = [
     "Sampler",
     "SoftmaxDNS",
     "Uniform",
+    "effective_sample_size",
+    "importance_sampling",
+    "monte_carlo",
     "propose",
+    "self_normalised",
 ]
