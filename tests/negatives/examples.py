@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from twotower.negatives import DNS, Catalogue, InBatch, MixGCF, Popularity, Rotations, Sampler, Uniform
+from twotower.negatives import DNS, IRGAN, RNS, Catalogue, InBatch, MixGCF, Popularity, Rotations, Sampler, Uniform
 
 EXAMPLES: dict[str, Sampler] = {
     "Catalogue": Catalogue(),
     "DNS": DNS(n=2, of=Uniform(8, per_query=True)),
     "DNS of the batch": DNS(of=InBatch()),
     "DNS among": DNS(n=2, among=4, of=InBatch() + Uniform(3) + Uniform(3, per_query=True)),
+    "IRGAN": IRGAN(n=3),
+    "IRGAN without known": IRGAN(n=2, dim=4, bias=False, known_share=0.0, exclude_known=True, every=2),
     "InBatch": InBatch(),
     "MixGCF": MixGCF(n=2, of=Uniform(6, per_query=True)),
     "Mixture": InBatch() + Uniform(10) + Popularity(10, per_query=True),
     "Popularity": Popularity(24),
     "Popularity per query": Popularity(24, per_query=True),
+    "RNS": RNS(n=2, pool=6),
     "Rotations": Rotations(14),
     "Uniform": Uniform(24),
     "Uniform per query": Uniform(24, per_query=True),
