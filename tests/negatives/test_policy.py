@@ -179,7 +179,7 @@ def test_scores_held_some_queries_at_a_time_are_the_same(
 def test_choosing_by_weight() -> None:
     weight = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0], [0.0] * 5])
     u = torch.tensor([[0.0, 0.2499, 0.2501, 1 - 2**-53], [0.0, 0.3, 0.6, 0.9]], dtype=torch.float64)
-    assert choose(weight, u).tolist() == [[1, 1, 3, 3], [-1] * 4]
+    assert choose(weight.log(), u).tolist() == [[1, 1, 3, 3], [-1] * 4]
 
 
 # ---------------------------------------------------------------- IRGAN: the gradient

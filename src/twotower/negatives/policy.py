@@ -36,7 +36,7 @@ class Policy(Sampler):
 
     The generator takes a step of the policy gradient in every ``every``-th training step, on the items drawn in it:
 
-        loss = -1/(B n) sum_u sum_k (R_k - baseline) log p_G(i_k | u),    R_k a constant
+        loss = - mean over u and k of R_uk log p_G(i_k | u),    R_uk, the reward less the baseline, a constant
 
     Its vectors are tables: they are moved by the table optimiser with ``lr_scale`` times its learning rate, and saved.
 
@@ -101,23 +101,25 @@ def reinforce(log_p_CK: Tensor, reward_CK: Tensor) -> Tensor:
     return -(reward_CK.detach() * log_p_CK).mean()
 
 
-def choose(p_CM: Tensor, u_CK: Tensor) -> Tensor:
-    """[C, K] places drawn by weights p, one for each uniform number in [0, 1); -1 where there is no weight at all.
+def choose(score_CM: Tensor, u_CK: Tensor) -> Tensor:
+    """[C, K] places drawn by softmax, one for each uniform number in [0, 1); -1 where all scores are -inf.
 
     By the distribution function in float64: one in float32 has no room for rare items of a large catalogue.
     """
-    upto_CM = p_CM.double().cumsum(1)
+    top_C1 = score_CM.amax(1, keepdim=True).clamp(min=torch.finfo(score_CM.dtype).min)
+    upto_CM = (score_CM - top_C1).exp_().cumsum(1, dtype=torch.float64)
     total_C1 = upto_CM[:, -1:].contiguous()
-    # The last of positive weight: u times the total may round up to it. (Weights that are no numbers have none, and
+    # The last of positive weight: u times the total may round up to it. (Scores that are no numbers have none, and
     # are told of when the generator learns.)
-    last_C1 = torch.searchsorted(upto_CM, total_C1).clamp(max=p_CM.shape[1] - 1)
+    last_C1 = torch.searchsorted(upto_CM, total_C1).clamp(max=upto_CM.shape[1] - 1)
     place_CK = torch.searchsorted(upto_CM, u_CK.double() * total_C1, right=True)
     return torch.minimum(place_CK, last_C1).masked_fill(total_C1 == 0, -1)
 
 
-def log_normalised(score_CP: Tensor) -> Tensor:
-    """[C, P] log softmax; -inf everywhere, and not nan, where all scores are."""
-    return score_CP - score_CP.logsumexp(1, keepdim=True).clamp(min=torch.finfo(score_CP.dtype).min)
+def log_p_at(score_CM: Tensor, place_CK: Tensor) -> Tensor:
+    """[C, K] log softmax at some places; -inf, and not nan, where all scores are -inf."""
+    least = torch.finfo(score_CM.dtype).min
+    return score_CM.gather(1, place_CK) - score_CM.logsumexp(1, keepdim=True).clamp(min=least)
 
 
 def item_vectors(encoded: Encoded, row: Tensor) -> Tensor:
@@ -137,7 +139,7 @@ class IRGAN(Policy):
         draws       p(i | u) = (1 - known_share) p_G(i | u) + known_share / |N_u| for i in N_u
         log_count   log(n p(i | u)): exact, for any item
         reward      2 (sigmoid(scale s(u, i)) - 1/2),  s the towers' score
-        R_k         (reward_k - baseline) p_G / p, so that it is p_G's gradient whatever is drawn
+        R           (reward - baseline) p_G / p, so that it is the gradient of p_G's mean reward whatever is drawn
         baseline    mean of reward p_G / p over the other n - 1 draws of the query (none for n = 1)
 
     N_u is what the query is known to like, which the generator learns from too. A loss excludes it by default, so
@@ -180,7 +182,7 @@ class IRGAN(Policy):
         u_BK, coin_BK, lot_BK = (
             torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64).to(device) for _ in range(3)
         )
-        row_BK = torch.cat([choose(log_p_CM.exp(), u_BK[at]) for at, log_p_CM in self._tiles(batch)])
+        row_BK = torch.cat([choose(score_CM, u_BK[at]) for at, score_CM in self._tiles(batch)])
         known = batch.known
         if self.known_share and len(known.value):
             length_B1 = known.lengths()[:, None]
@@ -192,7 +194,7 @@ class IRGAN(Policy):
     @torch.no_grad()
     def log_count(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
         row_BK = row.expand(len(batch.query_B), -1) if row.dim() == 1 else row
-        log_p_BK = torch.cat([log_p_CM.gather(1, row_BK[at]) for at, log_p_CM in self._tiles(batch)])
+        log_p_BK = torch.cat([log_p_at(score_CM, row_BK[at]) for at, score_CM in self._tiles(batch)])
         return self._proposal(log_p_BK, row_BK, batch.known) + math.log(self.n)
 
     def observe(self, blocks: tuple[Block, ...], encoded: Encoded, look: Look) -> Tensor | None:
@@ -209,7 +211,7 @@ class IRGAN(Policy):
         leaves, total = vectors.leaves(), torch.zeros((), device=row_CK.device)
         for at in self._spans(len(query_C)):  # the gradient is formed here, so no scores [C, M] are kept for it
             tile_CK, tile_known = row_CK[at], known.slice(at.start, at.stop)
-            log_p_CK = self._log_p(leaves.take(at), tile_known).gather(1, tile_CK)
+            log_p_CK = log_p_at(self._scores(leaves.take(at), tile_known), tile_CK)
             earned_CK = self._earned(log_p_CK.detach(), tile_CK, tile_known, score_CK[at])
             loss = reinforce(log_p_CK, earned_CK) * (len(tile_CK) / len(query_C))
             loss.backward()
@@ -235,10 +237,10 @@ class IRGAN(Policy):
         return torch.logaddexp(log_p_BK + log_rest_B1, torch.where(known.holds(row_BK), log_known_B1, NEG_INF))
 
     def _tiles(self, batch: Batch) -> Iterator[tuple[slice, Tensor]]:
-        """Queries of the batch, some at a time, and their log p_G [C, M], without gradient."""
+        """Queries of the batch, some at a time, and their scores of all items [C, M]."""
         vectors = self._vectors(batch.query_B)
         for at in self._spans(len(batch.query_B)):
-            yield at, self._log_p(vectors.take(at), batch.known.slice(at.start, at.stop))
+            yield at, self._scores(vectors.take(at), batch.known.slice(at.start, at.stop))
 
     def _spans(self, n_queries: int) -> Iterator[slice]:
         step = max(1, _TILE // self.n_items)
@@ -249,14 +251,16 @@ class IRGAN(Policy):
         bias_M = item_MD.new_zeros(len(item_MD)) if self.of_bias is None else self.of_bias.whole()[:, 0]
         return _Vectors(self.of_query.look_up(query_C), item_MD, bias_M, query_C >= 0)
 
-    def _log_p(self, vectors: _Vectors, known: Ragged) -> Tensor:
-        """[C, M]; -inf everywhere where nothing may be drawn."""
-        score_CM = torch.addmm(vectors.bias_M, vectors.query_CD, vectors.item_MD.T) / self.temperature
-        score_CM = score_CM.masked_fill(~vectors.named_C[:, None], 0.0)
+    def _scores(self, vectors: _Vectors, known: Ragged) -> Tensor:
+        """[C, M] g over the temperature; -inf for what may not be drawn."""
+        query_CD, bias_M = vectors.query_CD / self.temperature, vectors.bias_M / self.temperature
+        score_CM = torch.addmm(bias_M, query_CD, vectors.item_MD.T)
+        if not bool(vectors.named_C.all()):
+            score_CM = score_CM.masked_fill(~vectors.named_C[:, None], 0.0)
         if self.exclude_known:
             flat = known.owner() * self.n_items + known.value
             score_CM = score_CM.view(-1).index_fill(0, flat, NEG_INF).view_as(score_CM)
-        return log_normalised(score_CM)
+        return score_CM
 
 
 class _Vectors(NamedTuple):
@@ -360,7 +364,7 @@ class RNS(Policy):
         shown = self._shown(batch.query_B)
         pool_BP = torch.cat([uniform_BP, _one_of(shown, lot_B)[:, None]], 1)
         pool_BP = pool_BP.masked_fill(batch.known.holds(pool_BP), -1)
-        place_Bn = choose(self._log_p(batch.query_B, pool_BP).exp(), u_Bn)
+        place_Bn = choose(self._scores(batch.query_B, pool_BP), u_Bn)
         self.drawn = pool_BP, place_Bn
         return (Block.chosen(pool_BP.gather(1, place_Bn.clamp(min=0)).masked_fill(place_Bn < 0, -1)),)
 
@@ -374,7 +378,7 @@ class RNS(Policy):
             return None
         pool_CP, place_Cn = pool_BP[query_C], place_Bn[query_C]
         reward_Cn = self.reward(pool_CP.gather(1, place_Cn), pool_BP[:, -1], query_C, encoded, look)
-        log_p_Cn = self._log_p(query_B[query_C], pool_CP).gather(1, place_Cn)
+        log_p_Cn = log_p_at(self._scores(query_B[query_C], pool_CP), place_Cn)
         loss = reinforce(log_p_Cn, reward_Cn - self.mean_reward if self.baseline else reward_Cn)
         self.mean_reward.lerp_(reward_Cn.mean(), 1 - _MEMORY)
         return loss
@@ -394,14 +398,14 @@ class RNS(Policy):
         offset, at = spans(start_B, (stop_B - start_B) * (query_B >= 0))
         return Ragged(offset=offset, value=self.shown_item[at])
 
-    def _log_p(self, query_B: Tensor, pool_BP: Tensor) -> Tensor:
-        """[B, P] log of the policy over the places of the pool; -inf everywhere where all are empty."""
+    def _scores(self, query_B: Tensor, pool_BP: Tensor) -> Tensor:
+        """[B, P] g over the temperature for the places of a pool; -inf for empty ones."""
         flat, shape = pool_BP.clamp(min=0).flatten(), (*pool_BP.shape, self.dim)
         score_BP = (self.of_item.look_up(flat).view(shape) @ self.of_query.look_up(query_B)[:, :, None])[:, :, 0]
         if self.of_bias is not None:
             score_BP = score_BP + self.of_bias.look_up(flat).view(pool_BP.shape)
         score_BP = (score_BP / self.temperature).masked_fill((query_B < 0)[:, None], 0.0)
-        return log_normalised(score_BP.masked_fill(pool_BP < 0, NEG_INF))
+        return score_BP.masked_fill(pool_BP < 0, NEG_INF)
 
 
 def _one_of(lists: Ragged, lot_B: Tensor) -> Tensor:
