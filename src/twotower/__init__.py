@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         Loss,
         Losses,
         Margin,
+        Perturbed,
         RowLoss,
         SampledSoftmax,
         SquaredGramian,
@@ -123,6 +124,7 @@ __all__ = [
     "Negatives",
     "Number",
     "Part",
+    "Perturbed",
     "Popularity",
     "QuerySplit",
     "Ragged",
@@ -187,8 +189,8 @@ _NAMES_OF = {
     "errors": "ArtifactError ConfigError DataError SchemaError TwoTowerError",
     "frequency": "ExactFrequency Frequency StreamingFrequency",
     "losses": "BPR CCL GBCE NCE SGNS AdapTau AdaptiveMargin AdaptiveTemperature AdvInfoNCE BilateralSoftmax "
-    "BinaryCrossEntropy BucketedSoftmax HierarchicalSoftmax Loss Losses Margin RowLoss SampledSoftmax SquaredGramian "
-    "Symmetric Warp",
+    "BinaryCrossEntropy BucketedSoftmax HierarchicalSoftmax Loss Losses Margin Perturbed RowLoss SampledSoftmax "
+    "SquaredGramian Symmetric Warp",
     "negatives": "Catalogue InBatch Mixture Negatives Popularity Rotations Sampler Uniform",
     "optimisers": "Adagrad AdamW DenseOptimiser RowwiseAdagrad RowwiseAdam TableOptimiser",
     "part": "Facts Part",

@@ -263,10 +263,10 @@ class Run:
 
 def _check_loss(run: Run) -> None:
     """A correction needs counts, an adaptive loss cosines: say so now, not in step 40,000."""
-    loss, unit = run.loss, run.towers.normalise
+    loss, compared, unit = run.loss, run.loss.compared(), run.towers.normalise
     _require(
-        unit or not (isinstance(loss, RowLoss) and loss.needs_unit_vectors),
-        f"loss: {type(loss).__name__} takes scores for cosines, but towers.normalise is false: set it to true, or "
+        unit or not (isinstance(compared, RowLoss) and compared.needs_unit_vectors),
+        f"loss: {type(compared).__name__} takes scores for cosines, but towers.normalise is false: set it to true, or "
         "choose another loss",
     )
     density = run.negatives.density

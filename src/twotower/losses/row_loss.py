@@ -33,6 +33,10 @@ class Loss(Part):
         """Whether it needs the expected count of every candidate."""
         return False
 
+    def compared(self) -> Loss:
+        """The loss that compares positives with candidates: itself, or the one that it is made of."""
+        return self
+
 
 class RowLoss(Loss):
     """A loss that is a sum over positives, each compared with the candidates of its query.

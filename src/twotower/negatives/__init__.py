@@ -14,6 +14,7 @@ from .importance import (
 from .mined import AHNS, BNS, DNS, SIR, Mined, Pool, Pooled, SoftmaxDNS
 from .mixgcf import MixGCF
 from .mixture import Mixture
+from .policy import IRGAN, RNS, Policy
 from .positive_aware import PositiveAware
 from .queue import Queue
 from .rank_window import RankWindow
@@ -31,6 +32,7 @@ Negatives = (
     | DNS
     | FirstViolation
     | Gibbs
+    | IRGAN
     | InBatch
     | MCNS
     | MetropolisHastings
@@ -39,6 +41,7 @@ Negatives = (
     | Popularity
     | PositiveAware
     | Queue
+    | RNS
     | RankWindow
     | Rotations
     | SIR
@@ -53,7 +56,9 @@ __all__ = [
     "AOBPR",
     "BNS",
     "DNS",
+    "IRGAN",
     "MCNS",
+    "RNS",
     "SIR",
     "SRNS",
     "AdaptiveImportance",
@@ -71,6 +76,7 @@ __all__ = [
     "MixGCF",
     "Mixture",
     "Negatives",
+    "Policy",
     "Pool",
     "Pooled",
     "Popularity",
