@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
@@ -94,5 +95,16 @@ def propose(sampler: Sampler, batch: Batch, look: Look, rng: torch.Generator) ->
     blocks = sampler.draw(batch, look, rng)
     return Candidates(
         blocks=tuple(block.with_count(count(block.row)) for block in blocks),
-        positive_log_count_P=count(batch.item_P),
+        positive_log_count_P=_of_own_query(count, batch),
     )
+
+
+def _of_own_query(count: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+    """[P] counts of the positives, each by the law of its own query."""
+    if count(batch.item_P[:1]).dim() == 1:
+        return count(batch.item_P)
+    length_B = batch.of_P.bincount(minlength=len(batch.query_B))
+    at_P = torch.arange(len(batch.of_P), device=batch.of_P.device) - (length_B.cumsum(0) - length_B)[batch.of_P]
+    row_BK = batch.item_P.new_full((len(length_B), int(length_B.max())), -1)
+    row_BK[batch.of_P, at_P] = batch.item_P
+    return count(row_BK)[batch.of_P, at_P]
