@@ -110,6 +110,8 @@ CASES = {
     "queries, shared and own": make_case(2, batch_of="queries"),
     "queries, shared": make_case(3, batch_of="queries", own=False),
     "queries, own": make_case(4, batch_of="queries", shared=False),
+    "queries, laws of their own": make_case(5, batch_of="queries", own_law=True),
+    "queries, shared, laws of their own": make_case(6, batch_of="queries", own=False, own_law=True),
 }
 
 
@@ -223,7 +225,11 @@ def test_advinfonce_equals_naive_loop(case_name: str, tile: int | None) -> None:
         )
         positive = oracle.dot(case.query_BD[query], case.item_MD[int(case.batch.item_P[pair])]) / 0.7
         logits = [
-            oracle.dot(case.query_BD[query], case.item_MD[j]) / 0.7 + math.log(w) - case.log_count_M[j] + h - log_mean
+            oracle.dot(case.query_BD[query], case.item_MD[j]) / 0.7
+            + math.log(w)
+            - case.log_count(query, j)
+            + h
+            - log_mean
             for h, (j, w) in zip(hard, found, strict=True)
         ]
         want = want + case.batch.weight_P[pair] * (oracle.log_sum_exp([positive, *logits]) - positive)
