@@ -303,8 +303,8 @@ def test_symmetric_needs_to_know_the_queries() -> None:
 # ---------------------------------------------------------------- buckets
 
 
-def encoded_of(seed: int = 2) -> tuple[Encoded, oracle.Case]:
-    case = make_case(seed, batch_of="queries", own=False)
+def encoded_of(seed: int = 2, *, own_law: bool = False) -> tuple[Encoded, oracle.Case]:
+    case = make_case(seed, batch_of="queries", own=False, own_law=own_law)
     return encode(case.query_BD, lambda row: case.item_MD.index_select(0, row), case.batch, case.candidates), case
 
 
@@ -321,8 +321,9 @@ def test_one_bucket_of_everything_is_the_whole_softmax(tile: int | None) -> None
         assert (got - want).abs().max() < 1e-12
 
 
-def test_buckets_are_a_naive_loop() -> None:
-    encoded, case = encoded_of()
+@pytest.mark.parametrize("own_law", [False, True])
+def test_buckets_are_a_naive_loop(own_law: bool) -> None:
+    encoded, case = encoded_of(own_law=own_law)
     loss = BucketedSoftmax(temperature=0.7, buckets=3, queries=4, items=5, mix=False)
     torch.manual_seed(11)
     value, _ = loss(encoded, tile=2)
@@ -339,7 +340,7 @@ def test_buckets_are_a_naive_loop() -> None:
                 item = int(encoded.shared.row[c])
                 if item not in known:
                     score = case.query_BD[query] @ case.item_MD[item] / 0.7
-                    logits.append(score + encoded.shared.log_weight[c] - encoded.shared.log_count[c])
+                    logits.append(score + encoded.shared.log_weight[c] - case.log_count(query, item))
             pairs = [p for p in range(len(batch.item_P)) if int(batch.of_P[p]) == query]
             lost = [torch.zeros((), dtype=torch.float64) for _ in pairs]
             if logits:

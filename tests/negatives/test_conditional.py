@@ -103,6 +103,15 @@ def test_events_without_a_group_leave_popularity(facts: Facts, look: RunLook) ->
     assert uniform(p_values(sampler, 7 * q_M, alike(2000), look, independent(q_M, 7)))
 
 
+def facts_of_one_popular_group(facts: Facts) -> Facts:
+    """Item 11, with 1000 events, is all that group 0 has; item 8 with 10 is of no group."""
+    events = Events(
+        item_E=facts.events.item_E,
+        features=lambda event: {"country": torch.where(facts.events.item_E[event] == 11, 0, -1)},
+    )
+    return replace(facts, events=events)
+
+
 def test_a_feature_that_makes_no_groups_is_refused(facts: Facts) -> None:
     with pytest.raises(ConfigError, match=r"by is 'land', expected a feature of queries; they have country, age, hist"):
         Conditional(3, by="land").setup(facts)
@@ -110,6 +119,8 @@ def test_a_feature_that_makes_no_groups_is_refused(facts: Facts) -> None:
         Conditional(3, by="age").setup(facts)
     with pytest.raises(ConfigError, match=r"smoothing is 1.5, expected a share"):
         Conditional(3, by="country", smoothing=1.5)
+    with pytest.raises(ConfigError, match="which leaves groups without weight"):
+        Conditional(3, by="country", alpha=-200.0).setup(facts_of_one_popular_group(facts))
     with pytest.raises(ConfigError, match="Conditional: n is 0"):
         Conditional(0, by="country")
 

@@ -19,6 +19,8 @@ from .static import power, require_weight
 
 _CHUNK = 2**16
 """Events whose features are read at a time: a history of 50 items each makes 25 MiB."""
+_TILE = 2**20
+"""Counts that are looked up at a time."""
 
 
 class Conditional(Sampler):
@@ -85,6 +87,10 @@ class Conditional(Sampler):
         key_Z, count_Z = (of_E * n_items + item_E[has]).unique(return_counts=True)
         weight_Z, of_Z = count_Z.double() ** self.alpha, key_Z // n_items
         total_G = torch.zeros(len(group_G), dtype=torch.float64).index_add_(0, of_Z, weight_Z)
+        if not bool((total_G > 0).all()):
+            raise ConfigError(
+                f"Conditional: alpha is {self.alpha}, which leaves groups without weight: bring it nearer to 1"
+            )
         # Follow from the data, so they are not saved: tomorrow's run counts tomorrow's events.
         self.register_buffer("log_popular_M", log_popular_M, persistent=False)
         self.register_buffer("group_G", group_G, persistent=False)
@@ -136,7 +142,8 @@ class Conditional(Sampler):
         if row.dim() > 1:
             return self._log_q(row, place_B[:, None]) + math.log(self.n)
         place_U, at_B = place_B.unique(return_inverse=True)  # queries share their groups
-        return self._log_q(row[None, :], place_U[:, None])[at_B] + math.log(self.n)
+        tiles = place_U[:, None].split(max(1, _TILE // max(len(row), 1)))
+        return torch.cat([self._log_q(row[None, :], tile) for tile in tiles])[at_B] + math.log(self.n)
 
     def _log_q(self, row: Tensor, place: Tensor) -> Tensor:
         popular = self.log_popular_M[row]

@@ -18,6 +18,8 @@ from .static import Law, require_weight
 
 _LEAST_ACCEPTED = 1e-4
 """A proposal that is accepted more rarely is refused: each draw would take more than ten thousand."""
+_TILE = 2**20
+"""Counts whose rows are looked up among the known at a time."""
 
 
 def require_independent(sampler: Sampler, name: str, law: Law) -> None:
@@ -173,10 +175,14 @@ class Unknown(Sampler):
 
     def log_count(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
         _, left_B, some_B = self._known_weight(batch.known)
-        row_BK = row.expand(len(left_B), -1)
-        log_q_BK = (self.end_M[row_BK] - self._start(row_BK)).log() - left_B[:, None].log()
-        never_BK = ~some_B[:, None] | batch.known.holds(row_BK)
-        return (log_q_BK + math.log(self.n)).masked_fill(never_BK, NEG_INF).float()
+        log_weight = (self.end_M[row] - self._start(row)).log().float()  # [N] or [B, K]
+        log_count_BK = log_weight + (math.log(self.n) - left_B.log().float())[:, None]
+        step = max(1, _TILE // max(log_count_BK.shape[1], 1))
+        for at in range(0, len(left_B), step):
+            tile = log_count_BK[at : at + step]
+            rows = row[at : at + step] if row.dim() == 2 else row.expand(len(tile), -1)
+            tile.masked_fill_(batch.known.slice(at, at + len(tile)).holds(rows), NEG_INF)
+        return log_count_BK.masked_fill_(~some_B[:, None], NEG_INF)
 
     def _start(self, row: Tensor) -> Tensor:
         return torch.where(row > 0, self.end_M[row - 1], 0.0)
