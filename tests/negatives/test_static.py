@@ -147,7 +147,6 @@ def test_all_items_with_weight_may_be_drawn_at_once(facts: Facts, look: RunLook)
 
 
 def test_no_two_items_come_together_more_often_than_independent_ones() -> None:
-    """And so a sum over distinct items varies less than over repeated ones."""
     weight = torch.tensor([3.0, 1, 2, 5, 8, 1, 1, 4, 2, 6])
     table, n_lists = DistinctTable(weight, 4), 100_000
     row = table.draw((n_lists, 4), torch.Generator().manual_seed(0))

@@ -18,15 +18,15 @@ class DistinctTable(nn.Module):
     taken before the border it is not taken again, otherwise it is with probability b / (1 - a). In all that makes
     a + (1 - a) b / (1 - a) = pi_i. Items with pi_i = 1 are always taken and not on the circle.
 
-    So the probability of each item is exact. That of two together is at most their product: near ones on the circle
-    come together more rarely, and a sum over the sample varies no more than with n independent draws.
+    So the probability of each item is exact. That of two together is not their product, but at most it: items near one
+    another on the circle come together more rarely.
 
     A draw costs O(n log M), the table three numbers an item.
 
     Source: Deville, Une nouvelle (encore une!) méthode de tirage à probabilités inégales (INSEE, 1998); Chauvet, On a
-    characterization of ordered pivotal sampling (Bernoulli, 2012). With one common point for all stretches it would be
-    Madow, On the theory of systematic sampling II (1949): as exact, but it knows few samples: those of M / n items that
-    come together always do.
+    characterization of ordered pivotal sampling (Bernoulli 18(4), 2012). With one common point for all stretches it
+    would be Madow, On the theory of systematic sampling II (1949): as exact for each item, but with few samples,
+    about M / n where items are alike, each of which always comes whole.
     """
 
     count_M: Tensor

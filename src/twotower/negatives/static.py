@@ -204,8 +204,8 @@ class TwoBucket(Law):
 
     Raises ConfigError where threshold is negative.
 
-    Source: Fei et al., Sample optimization for display advertising (CIKM 2020), after a public re-implementation; there
-    it saves most of a sampling table.
+    Source: Fei et al., Sample optimization for display advertising (CIKM 2020), weighted random negatives, after
+    a public re-implementation; there it saves most of a sampling table.
     """
 
     threshold: float
