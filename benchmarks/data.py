@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.splits import write_lastfm, write_ml_100k
 from benchmarks.tldr import write_tables
 from twotower.config import Run, load_run
 from twotower.demo import demo_run
@@ -17,6 +18,14 @@ SETTINGS = Path(__file__).parent / "settings"
 def data_folder() -> Path:
     """``$TWOTOWER_DATA``, or ``../shared/data`` beside the project."""
     return Path(os.environ.get("TWOTOWER_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+_MADE_OF: dict[str, Callable[[Path, Path], None]] = {
+    "tldr": lambda source, out: write_tables(source / "pages.jsonl.gz", out),
+    "lastfm": write_lastfm,
+    "ml-100k": write_ml_100k,
+}
+"""Data whose files can't be read as they are: what makes tables of a folder in another."""
 
 
 def committed_run(name: str, work: Path, set: Sequence[str] = ()) -> Run:
@@ -33,8 +42,8 @@ def committed_run(name: str, work: Path, set: Sequence[str] = ()) -> Run:
     source = folder / Path(run.data.interactions[0]).parent.name
     if not source.exists():
         raise SystemExit(f"{name}: its data is not at {source}; set TWOTOWER_DATA to the folder that holds it")
-    if source.name == "tldr":  # its files have to be made of pages first
-        write_tables(source / "pages.jsonl.gz", work / source.name)
+    if source.name in _MADE_OF:
+        _MADE_OF[source.name](source, work / source.name)
         folder = work
 
     def placed(paths: tuple[str, ...]) -> tuple[str, ...]:

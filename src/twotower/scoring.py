@@ -207,27 +207,22 @@ def _merge(blocks: Sequence[Block], like: Tensor) -> tuple[Block, Tensor | None]
         log_weight_N = torch.cat([b.log_weight for b in looked_up]).to(like.dtype)
         weight_U.index_add_(0, where_N, log_weight_N.exp())
         first_U.index_copy_(0, where_N, torch.arange(len(row_N), device=device))
-        log_count_N = _beside([b.log_count for b in looked_up]).to(like.dtype)
+        log_count_N = torch.cat([b.log_count for b in looked_up], -1).to(like.dtype)
     row, log_weight = [row_U], [weight_U.log()]
-    log_count = [log_count_N.index_select(-1, first_U)]  # a function of the row alone, so any of its copies will do
+    # A function of the row alone, or of query and row, [B, N]: any copy of a row will do.
+    log_count = [log_count_N.index_select(-1, first_U)]
     for block in given:
         row.append(block.row)
         log_weight.append(block.log_weight.to(like.dtype))
         log_count.append(block.log_count.to(like.dtype))
     merged = Block(
         row=torch.cat(row),
-        log_count=_beside(log_count),
+        log_count=torch.cat(log_count, -1),
         log_weight=torch.cat(log_weight),
         of_batch=any(block.of_batch for block in blocks),
     )
     vectors = [block.vector.to(like.dtype) for block in given if block.vector is not None]
     return merged, torch.cat(vectors) if vectors else None
-
-
-def _beside(log_count: Sequence[Tensor]) -> Tensor:
-    """Counts of columns side by side: [N], or [B, N] where any are by a law of each query's own."""
-    n_queries = next((len(count) for count in log_count if count.dim() == 2), None)
-    return torch.cat([count if n_queries is None else count.expand(n_queries, -1) for count in log_count], -1)
 
 
 def _sort_columns(shared: Block, column_ND: Tensor) -> tuple[Block, Tensor]:
@@ -265,17 +260,17 @@ def corrected_log_count(log_count: Tensor, encoded: Encoded, strength: float) ->
     if strength == 1:
         return log_count
     blocks = [block for block in (encoded.shared, encoded.own) if block.row.numel()]
-    total = [_log_sum(block.log_weight) for block in blocks]
-    shaped = [_log_sum(block.log_weight + (strength - 1) * block.log_count) for block in blocks]
+    total = [_log_total(block.log_weight) for block in blocks]
+    shaped = [_log_total(block.log_weight + (strength - 1) * block.log_count) for block in blocks]
     if not total:
         return log_count
     return strength * log_count + torch.stack(total).logsumexp(0) - torch.stack(shaped).logsumexp(0)
 
 
-def _log_sum(log_weight: Tensor) -> Tensor:
-    """Of shared candidates [N] all weights, of each query's own [B, K] the mean over the queries."""
-    share = math.log(len(log_weight)) if log_weight.dim() == 2 else 0.0
-    return torch.logsumexp(log_weight.flatten() - share, 0)
+def _log_total(log_x: Tensor) -> Tensor:
+    """log sum_j x_j of [N] candidates; of [B, N] the log of the mean of the queries' sums."""
+    n_queries = len(log_x) if log_x.dim() == 2 else 1
+    return torch.logsumexp(log_x.flatten(), 0) - math.log(n_queries)
 
 
 class Similarity(NamedTuple):
@@ -338,13 +333,12 @@ class Lines:
         row_N = encoded.shared.row
         self.columns_distinct = bool((row_N[1:] > row_N[:-1]).all())
         self.column_of_item = self._inverse(row_N)
-        self.log_count_N = encoded.shared.log_count
-        """[N], or [L, N] by laws of each query's own"""
-        self.shift_N = self._log_weight(encoded.shared)
-        if self.per_pair and self.log_count_N.dim() == 2:
-            self.log_count_N = self.log_count_N.index_select(0, self.query_L)
-        if self.per_pair and self.shift_N.dim() == 2:
-            self.shift_N = self.shift_N.index_select(0, self.query_L)
+        self.shared = encoded.shared
+        if loss.per_pair and self.shared.log_count.dim() == 2:
+            of_line = self.shared.log_count.index_select(0, self.query_L)
+            self.shared = replace(self.shared, log_count=of_line)
+        self.shift_N = self._log_weight(self.shared)
+        """[N], or [L, N] where counts differ from query to query."""
         self.shift_LK = self._log_weight(self.own)
 
     def __len__(self) -> int:
@@ -458,8 +452,8 @@ class Scores:
 
     @property
     def log_count(self) -> Tensor:
-        """[1, N] or [C, N + K] log expected count of each candidate."""
-        return self._join(self.lines.log_count_N, self.lines.own.log_count)
+        """[1, N] or [C, N + K] log expected count of each candidate; [C, N] where it differs from query to query."""
+        return self._join(self.lines.shared.log_count, self.lines.own.log_count)
 
     @property
     def log_weight(self) -> Tensor:
@@ -469,10 +463,10 @@ class Scores:
     @property
     def log_weight_alone(self) -> Tensor:
         """[1, N] or [C, N + K] how often each candidate is there, not corrected."""
-        return self._join(self.lines.encoded.shared.log_weight, self.lines.own.log_weight)
+        return self._join(self.lines.shared.log_weight, self.lines.own.log_weight)
 
-    def _join(self, shared_N: Tensor, own_LK: Tensor) -> Tensor:
-        shared_CN = shared_N[self.start : self.stop] if shared_N.dim() == 2 else shared_N[None, :]
+    def _join(self, shared: Tensor, own_LK: Tensor) -> Tensor:
+        shared_CN = shared[None, :] if shared.dim() == 1 else shared[self.start : self.stop]
         if own_LK.shape[1] == 0:
             return shared_CN
         return torch.cat([shared_CN.expand(self.stop - self.start, -1), own_LK[self.start : self.stop]], 1)

@@ -23,16 +23,11 @@ class Case:
     batch: Batch
     candidates: Candidates
     log_count_M: Tensor
-    """[B, M] where each query has a law of its own."""
-
-    def log_count(self, query: int, item: int) -> float:
-        count_M = self.log_count_M if self.log_count_M.dim() == 1 else self.log_count_M[query]
-        return count_M[item].item()
 
 
-def make_case(seed: int, *, batch_of: str, shared: bool = True, own: bool = True, own_law: bool = False) -> Case:
+def make_case(seed: int, *, batch_of: str, shared: bool = True, own: bool = True) -> Case:
     """Queries with one or several positives, repeated shared candidates, own lists with an empty place, ragged known
-    items; counts by one law for all, or by one of each query's own."""
+    items."""
     g = torch.Generator().manual_seed(seed)
     n_items, n_queries, width = 19, 7, 4
     count_B = torch.ones(n_queries, dtype=torch.int64)
@@ -55,24 +50,23 @@ def make_case(seed: int, *, batch_of: str, shared: bool = True, own: bool = True
             value=torch.tensor([i for k in known for i in k]),
         ),
     )
-    log_count_M = torch.randn((n_queries, n_items) if own_law else (n_items,), generator=g, dtype=torch.float64)
-    log_count_BM = log_count_M.expand(n_queries, -1)
+    log_count_M = torch.randn(n_items, generator=g, dtype=torch.float64)
     blocks = []
     if shared:
         in_batch = Block.of(item_P.unique(), of_batch=True)
         uniform = Block.of(torch.randint(0, n_items, (11,), generator=g))
-        blocks += [block.with_count(log_count_M[..., block.row]) for block in (in_batch, uniform)]
+        blocks += [in_batch.with_count(log_count_M[in_batch.row]), uniform.with_count(log_count_M[uniform.row])]
     if own:
         row_BK = torch.randint(0, n_items, (n_queries, 3), generator=g)
         log_weight_BK = torch.zeros(n_queries, 3, dtype=torch.float64)
         log_weight_BK[2, 1] = -math.inf
         log_weight_BK[4, 0] = math.log(0.5)
-        blocks.append(Block(row=row_BK, log_count=log_count_BM.gather(1, row_BK), log_weight=log_weight_BK))
+        blocks.append(Block(row=row_BK, log_count=log_count_M[row_BK], log_weight=log_weight_BK))
     return Case(
         query_BD=torch.randn(n_queries, width, generator=g, dtype=torch.float64).requires_grad_(),
         item_MD=torch.randn(n_items, width, generator=g, dtype=torch.float64).requires_grad_(),
         batch=batch,
-        candidates=Candidates(blocks=tuple(blocks), positive_log_count_P=log_count_BM[of_P, item_P]),
+        candidates=Candidates(blocks=tuple(blocks), positive_log_count_P=log_count_M[item_P]),
         log_count_M=log_count_M,
     )
 
@@ -114,16 +108,16 @@ def candidates_of(case: Case, pair: int, exclude: str) -> list[tuple[int, float]
 
 
 def strength_offset(case: Case, strength: float) -> float:
-    """k that keeps the estimated sum of counts: log(sum w) - log(sum w c^(strength - 1)), averaged over queries."""
+    """k that keeps the estimated sum of counts: log(sum w) - log(sum w c^(strength - 1)), own lists averaged over
+    queries."""
     total = shaped = 0.0
     n_queries = len(case.batch.query_B)
     for block in case.candidates.blocks:
-        for query in range(n_queries):
-            rows, weights = (x.expand(n_queries, -1)[query].tolist() for x in (block.row, block.log_weight))
-            for item, log_weight in zip(rows, weights, strict=True):
-                weight = math.exp(log_weight) / n_queries
-                total += weight
-                shaped += weight * math.exp((strength - 1) * case.log_count(query, item))
+        share = 1.0 if block.row.dim() == 1 else 1.0 / n_queries
+        for item, log_weight in zip(block.row.flatten().tolist(), block.log_weight.flatten().tolist(), strict=True):
+            weight = share * math.exp(log_weight)
+            total += weight
+            shaped += weight * math.exp((strength - 1) * case.log_count_M[item].item())
     return math.log(total) - math.log(shaped)
 
 
@@ -165,7 +159,7 @@ class Pair:
         return [s + math.log(w) for s, w in zip(self.scores, self.weights, strict=True)]
 
     def log_count(self, item: int) -> float:
-        return self.case.log_count(self.query, item)
+        return self.case.log_count_M[item].item()
 
 
 def loss(
@@ -203,13 +197,11 @@ def _pair(
     found = candidates_of(case, number, exclude)
     scores, weights = [], []
     for candidate, weight in found:
-        shift = (
-            0.0 if correction == "none" else strength * case.log_count(int(case.batch.of_P[number]), candidate) + offset
-        )
+        shift = 0.0 if correction == "none" else strength * case.log_count_M[candidate].item() + offset
         scores.append(dot(query, case.item_MD[candidate]) / temperature)
         weights.append(weight * math.exp(-shift))
     if correction == "all":
-        positive = positive - strength * case.log_count(int(case.batch.of_P[number]), item) - offset
+        positive = positive - strength * case.log_count_M[item] - offset
     return Pair(case, number, exclude, settings, temperature, positive, item, [c for c, _ in found], scores, weights)
 
 

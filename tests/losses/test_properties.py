@@ -29,6 +29,7 @@ from twotower.losses import (
     Warp,
 )
 from twotower.losses.adap_tau import lambert
+from twotower.losses.buckets import part_of
 from twotower.losses.hierarchical import huffman
 from twotower.part import Facts
 from twotower.records import Batch, Block, Candidates, Encoded, Ragged
@@ -303,8 +304,8 @@ def test_symmetric_needs_to_know_the_queries() -> None:
 # ---------------------------------------------------------------- buckets
 
 
-def encoded_of(seed: int = 2, *, own_law: bool = False) -> tuple[Encoded, oracle.Case]:
-    case = make_case(seed, batch_of="queries", own=False, own_law=own_law)
+def encoded_of(seed: int = 2) -> tuple[Encoded, oracle.Case]:
+    case = make_case(seed, batch_of="queries", own=False)
     return encode(case.query_BD, lambda row: case.item_MD.index_select(0, row), case.batch, case.candidates), case
 
 
@@ -321,9 +322,8 @@ def test_one_bucket_of_everything_is_the_whole_softmax(tile: int | None) -> None
         assert (got - want).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("own_law", [False, True])
-def test_buckets_are_a_naive_loop(own_law: bool) -> None:
-    encoded, case = encoded_of(own_law=own_law)
+def test_buckets_are_a_naive_loop() -> None:
+    encoded, case = encoded_of()
     loss = BucketedSoftmax(temperature=0.7, buckets=3, queries=4, items=5, mix=False)
     torch.manual_seed(11)
     value, _ = loss(encoded, tile=2)
@@ -340,7 +340,7 @@ def test_buckets_are_a_naive_loop(own_law: bool) -> None:
                 item = int(encoded.shared.row[c])
                 if item not in known:
                     score = case.query_BD[query] @ case.item_MD[item] / 0.7
-                    logits.append(score + encoded.shared.log_weight[c] - case.log_count(query, item))
+                    logits.append(score + encoded.shared.log_weight[c] - encoded.shared.log_count[c])
             pairs = [p for p in range(len(batch.item_P)) if int(batch.of_P[p]) == query]
             lost = [torch.zeros((), dtype=torch.float64) for _ in pairs]
             if logits:
@@ -351,6 +351,17 @@ def test_buckets_are_a_naive_loop(own_law: bool) -> None:
     weight = sum(batch.weight_P[p] for pairs, _ in best.values() for p in pairs)
     total = sum(batch.weight_P[p] * x for pairs, lost in best.values() for p, x in zip(pairs, lost, strict=True))
     assert value.item() == pytest.approx((total / weight).item(), abs=1e-10)
+
+
+def test_a_bucket_takes_the_counts_of_its_queries() -> None:
+    """One bucket of some queries and all columns, with a count for each query and column."""
+    encoded, _ = encoded_of()
+    g = torch.Generator().manual_seed(5)
+    log_count_BN = torch.randn(len(encoded.query_BD), len(encoded.shared.row), generator=g).double()
+    encoded = replace(encoded, shared=encoded.shared.with_count(log_count_BN))
+    query_b, column_y = torch.tensor([1, 4, 5]), torch.arange(0, len(encoded.shared.row), 2)
+    part, _ = part_of(encoded, query_b, column_y, encoded.total_weight)
+    assert torch.equal(part.shared.log_count, log_count_BN[[1, 4, 5]][:, ::2])
 
 
 # ---------------------------------------------------------------- temperatures that are found
@@ -389,6 +400,19 @@ def test_adaptau_measures_the_gap_over_an_epoch() -> None:
         assert loss.inverse_temperature.item() == pytest.approx(odds / 0.7)
     assert not loss.loss_Q.isnan().any()
     assert loss.gap_sums.tolist() == [0.0, 0.0]
+
+
+def test_adaptau_counts_columns_by_the_mean_over_queries() -> None:
+    """A column drawn with counts 1/2 and 1/4 stands for (2 + 4) / 2 items."""
+    encoded, _ = encoded_of()
+    log_count_BN = encoded.shared.log_count.new_zeros(len(encoded.query_BD), len(encoded.shared.row)) - math.log(2)
+    log_count_BN[1::2] -= math.log(2)
+    n_second = len(log_count_BN[1::2])
+    loss = AdapTau()
+    loss.setup(facts(width=4, steps_per_epoch=9))
+    loss.observe(replace(encoded, shared=encoded.shared.with_count(log_count_BN)), {"cosine": torch.zeros(3)})
+    total = encoded.shared.log_weight.exp().sum() * (2 + 2 * n_second / len(log_count_BN))
+    assert float(loss.item_sum[-1]) == pytest.approx(float(total))
 
 
 def test_adaptau_is_softer_where_the_fit_is_worse_and_plain_where_unknown() -> None:

@@ -121,6 +121,39 @@ def test_gradients_reach_every_row(normalise: bool) -> None:
         assert torch.allclose(touched[1], leaf.grad, atol=1e-14, rtol=0)
 
 
+def test_items_by_layers_and_their_gradients() -> None:
+    """Layer l is A^l [E_query; E_item], and a gradient comes back to the tables by the same powers."""
+    towers = built(TwoTower(dim=DIM, graph=Graph(layers=3), normalise=False)).train()
+    query, item = (table.weight.clone() for table in tables_of(towers))
+    A = 2 * naive_layers(1) - torch.eye(sum(ROWS), dtype=torch.float64)
+    start = torch.cat([query, item]).requires_grad_()
+    power, expected = start, []
+    row = ROWS[0] + torch.from_numpy(ITEM_ROW)
+    for _ in range(4):
+        expected.append(power[row])
+        power = A @ power
+    found = towers.item_layers({"item": torch.from_numpy(ITEM_ROW)})
+    torch.testing.assert_close(found, torch.stack(expected, 1))
+    torch.testing.assert_close(found.mean(1), towers.encode_item({"item": torch.from_numpy(ITEM_ROW)}))
+
+    outer = torch.randn(found.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    (found * outer).sum().backward()
+    (torch.stack(expected, 1) * outer).sum().backward()
+    assert start.grad is not None
+    for table, want in zip(tables_of(towers), start.grad.split(ROWS), strict=True):
+        touched = table.gradient()
+        assert touched is not None
+        torch.testing.assert_close(touched[1], want)
+
+
+def test_layers_of_items_are_those_of_ids_alone() -> None:
+    with pytest.raises(ConfigError, match="vectors by layers of the graph are those of ids alone"):
+        built(TwoTower(dim=DIM, graph=Graph(), item=Tower(widths=(3,)))).item_layers({})
+    flat = built(TwoTower(dim=DIM)).eval()
+    features = {"item": torch.from_numpy(ITEM_ROW)}
+    assert torch.equal(flat.item_layers(features)[:, 0], flat.encode_item(features))
+
+
 def test_ids_hidden_in_training_have_no_vector() -> None:
     towers = built(TwoTower(dim=DIM, normalise=False, graph=Graph(layers=1), item=Tower(id_dropout=0.5)))
     torch.manual_seed(0)

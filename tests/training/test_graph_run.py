@@ -12,6 +12,8 @@ import torch
 from tests.training.checkerboard import EVENTS, PART, SIZE, checkerboard, run_of
 from tests.training.test_train import data, run_on  # noqa: F401  (a fixture)
 from twotower.config import Data, dump_run, parse_run
+from twotower.losses import BPR, Loss, SampledSoftmax
+from twotower.negatives import MixGCF, Uniform
 from twotower.optimisers import RowwiseAdagrad
 from twotower.schema import Id
 from twotower.towers import Graph, SvdStart, TwoTower
@@ -39,6 +41,16 @@ def test_a_graph_finds_the_checkerboard(name: str, batch_of: str) -> None:
     held_out = {event for event, part in zip(EVENTS, PART, strict=True) if part}
     edges = set(map(tuple, graph.edge_2E.T.tolist()))
     assert edges == set(EVENTS) - held_out
+
+
+@pytest.mark.parametrize("towers", [GRAPHS["LightGCN"], TwoTower(dim=8)])
+@pytest.mark.parametrize("loss", [BPR(), SampledSoftmax(correction="none", temperature=0.2)])
+def test_made_negatives_find_it_too(towers: TwoTower, loss: Loss) -> None:
+    store = checkerboard()
+    negatives = MixGCF(n=2, of=Uniform(4, per_query=True), mixing=0.5)
+    fit = fit_once(replace(run_of(store, towers=towers, loss=loss), negatives=negatives), store, PART)
+    assert fit.best_metric is not None
+    assert fit.best_metric >= 0.95
 
 
 def test_a_start_in_closed_form_alone_finds_it() -> None:

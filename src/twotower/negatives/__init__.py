@@ -5,20 +5,28 @@ from .batch import InBatch, Rotations
 from .conditional import Conditional
 from .distinct import DistinctTable
 from .mined import DNS, Mined, Pool
+from .mixgcf import MixGCF
 from .mixture import Mixture
+from .positive_aware import PositiveAware
+from .queue import Queue
+from .rank_window import RankWindow
 from .rejection import Rejection, Unknown
 from .sampler import Density, Look, Sampler, propose
 from .static import Catalogue, Law, LogPopularity, LogUniform, Popularity, TwoBucket, Uniform
 
 Negatives = (
-    DNS
-    | Catalogue
+    Catalogue
     | Conditional
+    | DNS
     | InBatch
     | LogPopularity
     | LogUniform
+    | MixGCF
     | Mixture
     | Popularity
+    | PositiveAware
+    | Queue
+    | RankWindow
     | Rejection
     | Rotations
     | TwoBucket
@@ -40,10 +48,14 @@ __all__ = [
     "LogUniform",
     "Look",
     "Mined",
+    "MixGCF",
     "Mixture",
     "Negatives",
     "Pool",
     "Popularity",
+    "PositiveAware",
+    "Queue",
+    "RankWindow",
     "Rejection",
     "Rotations",
     "Sampler",

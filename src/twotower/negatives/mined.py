@@ -93,8 +93,8 @@ class Mined(Sampler):
         return self.of.observe((), encoded, look)
 
 
-def pools(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> Iterator[Pool]:
-    """What ``of`` offers to the queries of a batch, some queries at a time, scored by the current model.
+def offered(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rows that ``of`` offers to all queries [N], each once, and to each its own [B, K], -1 for an empty place.
 
     Raises ConfigError where it offers vectors that are no items.
     """
@@ -104,11 +104,26 @@ def pools(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> Iterat
             f"negatives.of: {type(of).__name__} offers vectors that are no items of the catalogue, so they can't be "
             "chosen by row: mine another sampler"
         )
-    n_queries, query_BD = len(batch.query_B), look.query_BD
     shared = [block.row for block in blocks if block.row.dim() == 1]
     shared_N = torch.cat(shared).unique() if shared else batch.item_P.new_zeros(0)
     own = [block.row.masked_fill(block.log_weight == NEG_INF, -1) for block in blocks if block.row.dim() == 2]
-    own_BK = torch.cat(own, 1) if own else batch.item_P.new_zeros(n_queries, 0)
+    return shared_N, torch.cat(own, 1) if own else batch.item_P.new_zeros(len(batch.query_B), 0)
+
+
+def candidate_rows(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> Tensor:
+    """[B, P] rows that ``of`` offers to each query, shared ones too; -1 for an empty place or what the query knows."""
+    shared_N, own_BK = offered(of, batch, look, rng)
+    row_BP = torch.cat([shared_N.expand(len(own_BK), -1), own_BK], 1)
+    return row_BP.masked_fill(batch.known.holds(row_BP), -1)
+
+
+def pools(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> Iterator[Pool]:
+    """What ``of`` offers to the queries of a batch, some queries at a time, scored by the current model.
+
+    Raises ConfigError where it offers vectors that are no items.
+    """
+    shared_N, own_BK = offered(of, batch, look, rng)
+    n_queries, query_BD = len(batch.query_B), look.query_BD
     column_ND = look.items(shared_N)
     item_U, slot = own_BK.clamp(min=0).flatten().unique(return_inverse=True)
     slot_BK, table_UD = slot.view(own_BK.shape), look.items(item_U)
@@ -158,8 +173,12 @@ class DNS(Mined):
     With ``among`` = n, its default, the n hardest are taken. A larger one softens: DNS(M, N) takes evenly among the top
     M of N, and is a one-way partial AUC with beta = M / N; with ``among`` = N it is the pool's own law.
 
+    ``DNS(n=2, of=InBatch())`` is online hard mining: the two hardest items of the batch that are not the query's own.
+    They cost one product of the batch with itself, no further item is encoded. More than two a positive made it worse.
+
     Source: Zhang et al., Optimizing top-n collaborative filtering via dynamic negative item sampling (SIGIR 2013); Shi
-    et al., On the theories behind hard negative sampling for recommendation (WWW 2023), DNS(M, N).
+    et al., On the theories behind hard negative sampling for recommendation (WWW 2023), DNS(M, N); of the batch: Huang
+    et al., Embedding-based retrieval in Facebook search (KDD 2020), section 6.1.
     """
 
     among: int | None = None

@@ -100,7 +100,7 @@ def propose(sampler: Sampler, batch: Batch, look: Look, rng: torch.Generator) ->
 
 
 def _of_own_query(count: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
-    """[P] counts of the positives, each by the law of its own query."""
+    """[P] counts of the positives, each by the law of its own query: never all of them for every query."""
     if count(batch.item_P[:1]).dim() == 1:
         return count(batch.item_P)
     length_B = batch.of_P.bincount(minlength=len(batch.query_B))

@@ -251,6 +251,7 @@ class Loop:
             batch_of=training.batch_of,
             batch_size=training.batch_size,
             query_weight=training.query_weight,
+            thin=training.thin,
             seed=training.seed,
         )
         torch.manual_seed(training.seed)
