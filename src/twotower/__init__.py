@@ -49,7 +49,22 @@ if TYPE_CHECKING:
         Symmetric,
         Warp,
     )
-    from .negatives import Catalogue, InBatch, Mixture, Negatives, Popularity, Rotations, Sampler, Uniform
+    from .negatives import (
+        Catalogue,
+        Conditional,
+        InBatch,
+        LogPopularity,
+        LogUniform,
+        Mixture,
+        Negatives,
+        Popularity,
+        Rejection,
+        Rotations,
+        Sampler,
+        TwoBucket,
+        Uniform,
+        Unknown,
+    )
     from .optimisers import Adagrad, AdamW, DenseOptimiser, RowwiseAdagrad, RowwiseAdam, TableOptimiser
     from .part import Facts, Part
     from .records import Batch, Block, Candidates, Encoded, Ragged
@@ -97,6 +112,7 @@ __all__ = [
     "Catalogue",
     "Categorical",
     "Categories",
+    "Conditional",
     "ConfigError",
     "Data",
     "DataError",
@@ -117,6 +133,8 @@ __all__ = [
     "IngestReport",
     "Interactions",
     "LeaveLastOut",
+    "LogPopularity",
+    "LogUniform",
     "Loss",
     "Losses",
     "Margin",
@@ -131,6 +149,7 @@ __all__ = [
     "RandomSplit",
     "Range",
     "Recommendation",
+    "Rejection",
     "Retriever",
     "Reward",
     "Rotations",
@@ -161,10 +180,12 @@ __all__ = [
     "Trial",
     "Tune",
     "Tuned",
+    "TwoBucket",
     "TwoTower",
     "TwoTowerError",
     "Uniform",
     "UniformThinning",
+    "Unknown",
     "Vector",
     "Warp",
     "dump_run",
@@ -191,7 +212,8 @@ _NAMES_OF = {
     "losses": "BPR CCL GBCE NCE SGNS AdapTau AdaptiveMargin AdaptiveTemperature AdvInfoNCE BilateralSoftmax "
     "BinaryCrossEntropy BucketedSoftmax HierarchicalSoftmax Loss Losses Margin Perturbed RowLoss SampledSoftmax "
     "SquaredGramian Symmetric Warp",
-    "negatives": "Catalogue InBatch Mixture Negatives Popularity Rotations Sampler Uniform",
+    "negatives": "Catalogue Conditional InBatch LogPopularity LogUniform Mixture Negatives Popularity Rejection "
+    "Rotations Sampler TwoBucket Uniform Unknown",
     "optimisers": "Adagrad AdamW DenseOptimiser RowwiseAdagrad RowwiseAdam TableOptimiser",
     "part": "Facts Part",
     "records": "Batch Block Candidates Encoded Ragged",

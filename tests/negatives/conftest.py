@@ -10,7 +10,7 @@ from torch import Tensor
 
 from twotower.frequency import ExactFrequency, Frequency
 from twotower.part import Events, Facts
-from twotower.records import Batch, Ragged
+from twotower.records import Batch, Features, Ragged
 
 COUNT = [500, 60, 0, 900, 240, 30, 420, 150, 10, 690, 0, 1000]
 """Training events of each item: 4000 of 12 items, two of which have none."""
@@ -54,8 +54,23 @@ def facts() -> Facts:
         width=3,
         pairs=lists_of(0, 6),
         shown=lists_of(6, 9),
-        events=Events(item_E=torch.repeat_interleave(torch.arange(12), count_M)),
+        events=Events(item_E=torch.repeat_interleave(torch.arange(12), count_M), features=features_of),
     )
+
+
+def features_of(event: Tensor) -> Features:
+    """A country that mostly goes with the item, of some events none; and a history of up to two items."""
+    item_E = torch.repeat_interleave(torch.arange(12), torch.tensor(COUNT))
+    country = torch.where(event % 4 > 0, item_E[event] % 3, event // 4 % 4 - 1)
+    length = event % 3
+    offset = torch.cat([torch.zeros(1, dtype=torch.int64), length.cumsum(0)])
+    return {"country": country, "age": event.float(), "history": Ragged(offset=offset, value=_items_before(event))}
+
+
+def _items_before(event: Tensor) -> Tensor:
+    """Of the events end to end, the last only depends on the event: 3 to 7."""
+    before = torch.stack([event % 12, event % 5 + 3], 1)
+    return before[torch.arange(2) >= 2 - (event % 3)[:, None]]
 
 
 def lists_of(start: int, stop: int) -> Ragged:
@@ -73,11 +88,11 @@ def look(facts: Facts) -> RunLook:
 
 
 def batch_of(item: list[int] | Tensor) -> Batch:
-    """A batch of pairs with these positives and queries without features."""
+    """A batch of pairs with these positives and queries of countries 0, 1, 2, 0, ..."""
     item_P = torch.as_tensor(item)
     n = len(item_P)
     return Batch(
-        query={},
+        query={"country": torch.arange(n) % 3},
         query_B=torch.arange(n),
         item_P=item_P,
         of_P=torch.arange(n),

@@ -3,6 +3,8 @@
 from .alias import AliasTable
 from .batch import InBatch, Rotations
 from .chains import MCNS, Chain, Gibbs, MetropolisHastings
+from .conditional import Conditional
+from .distinct import DistinctTable
 from .importance import (
     AdaptiveImportance,
     Estimate,
@@ -19,9 +21,10 @@ from .positive_aware import PositiveAware
 from .queue import Queue
 from .rank_window import RankWindow
 from .ranked import AOBPR, FirstViolation
+from .rejection import Rejection, Unknown
 from .sampler import Density, Look, Sampler, propose
 from .srns import SRNS
-from .static import Catalogue, Popularity, Uniform
+from .static import Catalogue, Law, LogPopularity, LogUniform, Popularity, TwoBucket, Uniform
 
 Negatives = (
     AHNS
@@ -29,11 +32,14 @@ Negatives = (
     | AdaptiveImportance
     | BNS
     | Catalogue
+    | Conditional
     | DNS
     | FirstViolation
     | Gibbs
     | IRGAN
     | InBatch
+    | LogPopularity
+    | LogUniform
     | MCNS
     | MetropolisHastings
     | MixGCF
@@ -43,11 +49,14 @@ Negatives = (
     | Queue
     | RNS
     | RankWindow
+    | Rejection
     | Rotations
     | SIR
     | SRNS
     | SoftmaxDNS
+    | TwoBucket
     | Uniform
+    | Unknown
 )
 """Every sampler there is: the type of the setting, and the list that contract tests and the docs table go through."""
 
@@ -65,11 +74,16 @@ __all__ = [
     "AliasTable",
     "Catalogue",
     "Chain",
+    "Conditional",
     "Density",
+    "DistinctTable",
     "Estimate",
     "FirstViolation",
     "Gibbs",
     "InBatch",
+    "Law",
+    "LogPopularity",
+    "LogUniform",
     "Look",
     "MetropolisHastings",
     "Mined",
@@ -83,10 +97,13 @@ __all__ = [
     "PositiveAware",
     "Queue",
     "RankWindow",
+    "Rejection",
     "Rotations",
     "Sampler",
     "SoftmaxDNS",
+    "TwoBucket",
     "Uniform",
+    "Unknown",
     "effective_sample_size",
     "importance_sampling",
     "monte_carlo",

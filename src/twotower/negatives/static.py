@@ -1,8 +1,9 @@
-"""Fixed laws over the catalogue, drawn with replacement."""
+"""Fixed laws over the catalogue: what is drawn depends on neither query nor model."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import field
 
 import torch
@@ -12,34 +13,103 @@ from ..errors import ConfigError
 from ..part import Facts
 from ..records import Batch, Block
 from .alias import AliasTable
+from .distinct import DistinctTable
 from .sampler import Look, Sampler, require_some
 
 
-class Uniform(Sampler):
-    """n items of the catalogue, each equally likely: expected count n / M.
+class Law(Sampler):
+    """n items of a fixed law: of independent draws with probability q_i each, n q_i are expected.
 
-    Shared by the batch, rows [n]; with ``per_query`` each query has its own n, rows [B, n].
+    Shared by the batch, rows [n]: one matrix product, and each item is encoded once. With ``per_query`` each query has
+    its own n, rows [B, n]: the same law, but queries of a batch no longer err together, for B times the items.
 
-    Raises ConfigError where n is below 1.
+    With ``unique`` the n items are distinct, item i among them with probability min(1, c q_i), which is its expected
+    count, exactly (``DistinctTable``). No candidate is wasted on a repeat: take it where n is not small beside the
+    catalogue, or the law steep.
+
+    A subclass says in ``weights`` what q is in proportion to.
+
+    Raises ConfigError where n is below 1, where no item has weight, and with ``unique`` where fewer than n have.
     """
 
     density = "exact"
 
     n: int = field(kw_only=False)
     per_query: bool = False
+    unique: bool = False
 
-    n_items: int = field(init=False)
+    table: AliasTable | DistinctTable = field(init=False)
+    log_count_M: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         require_some(self, self.n)
 
+    @abstractmethod
+    def weights(self, facts: Facts) -> Tensor:
+        """[M] float64, not negative, in proportion to the probability of one draw."""
+
     def setup(self, facts: Facts) -> None:
-        self.n_items = facts.n_items
+        weight_M = self.weights(facts)
+        total = require_weight(self, weight_M)
+        if self.unique:
+            some = int((weight_M > 0).sum())
+            if some < self.n:
+                raise ConfigError(
+                    f"{type(self).__name__}: n is {self.n} distinct items, but {some} of {len(weight_M)} can be drawn;"
+                    f" set n to at most {some}, or unique to false"
+                )
+            self.table = DistinctTable(weight_M, self.n)
+            count_M = self.table.count_M
+        else:
+            self.table = AliasTable(weight_M)
+            count_M = weight_M / total * self.n
+        # Follows from the data, so it is not saved: tomorrow's run counts tomorrow's events.
+        self.register_buffer("log_count_M", count_M.log().float(), persistent=False)
+
+    def rows(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+        """Item rows of that shape: independent draws, or with ``unique`` lists of n along the last axis."""
+        return self.table.draw(shape, rng)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
-        shape = _shape(self.n, self.per_query, batch)
-        row = torch.randint(self.n_items, shape, generator=rng, device=rng.device)
-        return (Block.of(row.to(batch.item_P.device)),)
+        shape = (len(batch.query_B), self.n) if self.per_query else (self.n,)
+        return (Block.of(self.rows(shape, rng).to(batch.item_P.device)),)
+
+    def log_count(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
+        return self.log_count_M[row]
+
+
+def require_weight(sampler: Sampler, weight_M: Tensor) -> float:
+    """The sum of the weights; ConfigError where they are no law."""
+    total = float(weight_M.sum())
+    if not 0 < total < math.inf:
+        raise ConfigError(
+            f"{type(sampler).__name__}: the weights of {len(weight_M)} items sum to {total}, expected a positive"
+            " number; check that there are training events and that no setting (alpha) is extreme"
+        )
+    return total
+
+
+class Uniform(Law):
+    """n items of the catalogue, each equally likely: expected count n / M, with ``unique`` too.
+
+    Nothing is kept an item, unless ``unique``. Choose it first: it is what evens out the popular items that a batch
+    brings, and what a softmax over the catalogue is estimated with.
+    """
+
+    n_items: int = field(init=False)
+
+    def weights(self, facts: Facts) -> Tensor:
+        return torch.ones(facts.n_items, dtype=torch.float64, device=facts.item_count_M.device)
+
+    def setup(self, facts: Facts) -> None:
+        self.n_items = facts.n_items
+        if self.unique:
+            super().setup(facts)
+
+    def rows(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+        if self.unique:
+            return super().rows(shape, rng)
+        return torch.randint(self.n_items, shape, generator=rng, device=rng.device)
 
     def log_count(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
         return torch.full(row.shape, math.log(self.n / self.n_items), device=row.device)
@@ -63,51 +133,91 @@ class Catalogue(Sampler):
         return torch.zeros(row.shape, device=row.device)
 
 
-class Popularity(Sampler):
-    """n items, each with probability ∝ (training events + smoothing)^alpha: expected count n times that.
+class Popularity(Law):
+    """n items, each with probability ∝ (training events + smoothing)^alpha.
 
     An item without training event is never drawn (count 0, its log -inf), whatever alpha, unless ``smoothing`` gives it
-    a share. Shared by the batch, rows [n]; with ``per_query`` each query has its own n, rows [B, n].
+    a share. Choose it where popular items are to be told apart: they make up most of a softmax, and of its error.
 
-    Raises ConfigError where n is below 1, where smoothing is negative, and where no item has a share.
+    Raises ConfigError where smoothing is negative.
 
     Source: Mikolov et al., Distributed representations of words and phrases (NIPS 2013), section 2.2, alpha 3/4.
     """
 
-    density = "exact"
-
-    n: int = field(kw_only=False)
     alpha: float = 0.75
     smoothing: float = 0.0
-    per_query: bool = False
-
-    log_probability_M: Tensor = field(init=False)
-    table: AliasTable = field(init=False)
 
     def __post_init__(self) -> None:
-        require_some(self, self.n)
-        if self.smoothing < 0:
+        super().__post_init__()
+        if not 0 <= self.smoothing < math.inf:
             raise ConfigError(f"Popularity: smoothing is {self.smoothing}, expected 0 or more events")
 
-    def setup(self, facts: Facts) -> None:
-        event_M = facts.item_count_M.double() + self.smoothing
-        weight_M = torch.where(event_M > 0, event_M**self.alpha, 0.0)
-        total = weight_M.sum()
-        if not 0 < float(total) < math.inf:
-            raise ConfigError(
-                f"Popularity: the weights of {len(weight_M)} items sum to {float(total)}, expected a positive number;"
-                f" check that there are training events and that alpha ({self.alpha}) is not extreme"
-            )
-        # Follows from the data, so it is not saved: tomorrow's run counts tomorrow's events.
-        self.register_buffer("log_probability_M", (weight_M / total).log().float(), persistent=False)
-        self.table = AliasTable(weight_M)
-
-    def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
-        return (Block.of(self.table.draw(_shape(self.n, self.per_query, batch), rng)),)
-
-    def log_count(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
-        return self.log_probability_M[row] + math.log(self.n)
+    def weights(self, facts: Facts) -> Tensor:
+        return power(facts.item_count_M.double() + self.smoothing, self.alpha)
 
 
-def _shape(n: int, per_query: bool, batch: Batch) -> tuple[int, ...]:
-    return (len(batch.query_B), n) if per_query else (n,)
+def power(event: Tensor, alpha: float) -> Tensor:
+    """``event ** alpha``, and 0 for no event whatever alpha."""
+    return torch.where(event > 0, event**alpha, 0.0)
+
+
+class LogPopularity(Law):
+    """n items, each with probability ∝ log(1 + training events).
+
+    Flatter at the head than any power: a thousand times the events make an item ten times, not 178 times (alpha 3/4),
+    as likely. An item without training event is never drawn. Choose it where ``Popularity`` draws little but the head.
+
+    Source: common practice in candidate samplers of recommenders (TorchRec, torch-rechub).
+    """
+
+    def weights(self, facts: Facts) -> Tensor:
+        return facts.item_count_M.double().log1p()
+
+
+class LogUniform(Law):
+    """n items by a Zipf law of their rank, items without training event included.
+
+        P(r) = (log(r + 2) - log(r + 1)) / log(M + 1),    r = 0 the item with most training events
+
+    Items of equal events rank by row. Choose it where events are few or come from elsewhere, so that counts say less
+    than their order, or to have what others have: with ``unique`` it is TensorFlow's candidate sampler, but for counts
+    that are exact where that has an estimate.
+
+    Source: TensorFlow, ``log_uniform_candidate_sampler``; the law follows from rounding down exp(u log(M + 1)) - 1.
+    """
+
+    def weights(self, facts: Facts) -> Tensor:
+        by_rank = facts.item_count_M.argsort(descending=True, stable=True)
+        rank_M = torch.empty(len(by_rank), dtype=torch.float64, device=by_rank.device)
+        rank_M[by_rank] = torch.arange(len(by_rank), dtype=torch.float64, device=by_rank.device)
+        return torch.log1p(1 / (rank_M + 1))
+
+
+class TwoBucket(Law):
+    """Popularity where an item has enough events to tell, uniform below.
+
+        A_high = {i: f_i >= threshold}    P(i) = f_i^alpha / sum of f^alpha over all items
+        A_low  = the others               P(i) = P_low / |A_low|,  P_low = sum of f^alpha over A_low / that over all
+
+    f counts training events. So an item of few events, or none, is as likely as another. Threshold 0 gives
+    ``Popularity``, a threshold above all counts ``Uniform``. Choose it for a long tail whose counts are chance.
+
+    Raises ConfigError where threshold is negative.
+
+    Source: Fei et al., Sample optimization for display advertising (CIKM 2020), weighted random negatives, after
+    a public re-implementation; there it saves most of a sampling table.
+    """
+
+    threshold: float
+    alpha: float = 0.75
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.threshold >= 0:
+            raise ConfigError(f"TwoBucket: threshold is {self.threshold}, expected 0 or more training events")
+
+    def weights(self, facts: Facts) -> Tensor:
+        event_M = facts.item_count_M.double()
+        weight_M = power(event_M, self.alpha)
+        low_M = event_M < self.threshold
+        return torch.where(low_M, weight_M[low_M].sum() / low_M.sum().clamp(min=1), weight_M)
