@@ -258,8 +258,11 @@ class TrainingBatches:
         rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(self.n_batched, generator=rng)
         for step in range(start, self.steps_per_epoch):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield self.of_events(index) if self.batch_of == "pairs" else self.of_queries(self.trained_Q[index])
+            yield self.at(order[step * self.batch_size : (step + 1) * self.batch_size])
+
+    def at(self, index: Tensor) -> Batch:
+        """The batch of these of the ``n_batched`` events, or queries, of an epoch."""
+        return self.of_events(index) if self.batch_of == "pairs" else self.of_queries(self.trained_Q[index])
 
     def of_queries(self, query_B: Tensor) -> Batch:
         """Whole queries with all their positives."""
