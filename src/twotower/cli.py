@@ -148,7 +148,7 @@ def audit(
     json_file: Annotated[Path | None, Parameter(name="--json")] = None,
     plot: Path | None = None,
     batches: int = 100,
-    queries: int = 64,
+    queries: int = 32,
     seed: int = 0,
 ) -> None:
     """Look at what a run's negatives are before training with them: counts against draws, gradient, cost.

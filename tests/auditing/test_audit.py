@@ -32,7 +32,7 @@ def test_the_catalogue_is_the_full_softmax() -> None:
 
 def test_corrected_bias_falls_as_candidates_grow() -> None:
     """It goes with 1 / n: four times the candidates leave about a quarter."""
-    few, some, many = audited(Uniform(8), batches=120, queries=6).gradient.estimates
+    few, some, many = audited(Uniform(8), batches=120, queries=6, batch_size=256).gradient.estimates
     assert [round(e.places) for e in (few, some, many)] == [2, 8, 32]
     assert few.bias > 2 * some.bias > 4 * many.bias
     assert few.noise > some.noise > many.noise
@@ -75,11 +75,11 @@ def test_every_kind_of_block_and_batch(sampler: Sampler, batch_of: Any) -> None:
     run = replace(run, training=replace(run.training, batch_of=batch_of))
     audit = audited(sampler, run=run, batches=4, queries=3)
     assert audit.gradient.n_queries == 3
-    assert all(0 < e.noise < 10 and -1 <= e.cosine <= 1 for e in audit.gradient.estimates)
+    assert all(0 <= e.noise < 10 and -1 <= e.cosine <= 1 for e in audit.gradient.estimates)
 
 
 def test_where_nothing_is_excluded_the_positive_is_a_column() -> None:
-    """Every item is in nearly every batch of 2000 pairs, so the printed form of Yi et al. is nearly the full softmax."""
+    """Every item is in nearly every batch, so the printed form of Yi et al. is nearly the full softmax."""
     run = run_with(InBatch(), batch_size=1500)
     run = replace(run, loss=SampledSoftmax(temperature=0.3, correction="none", exclude="none"))
     (estimate,) = audited(InBatch(), run=run, queries=40).gradient.estimates

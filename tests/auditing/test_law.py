@@ -176,12 +176,22 @@ def test_offered_by_a_naive_loop() -> None:
 def test_deciles_by_a_naive_loop() -> None:
     count = [int(x) for x in torch.randint(0, 12, (97,), generator=torch.Generator().manual_seed(5))]
     deciles = Deciles.of(torch.tensor(count))
-    number = [10 * sum(other > own for other in count) // len(count) + 1 for own in count]
+    number = []
+    for own in count:  # from the middle of the places that equal items share
+        before, equal = sum(other > own for other in count), count.count(own)
+        number.append(int((before + equal / 2) / len(count) * 10) + 1)
     assert deciles.number_G[deciles.group_M].tolist() == number
     for at, one in enumerate(deciles.number_G.tolist()):
         own = [c for c, n in zip(count, number, strict=True) if n == one]
         assert (int(deciles.items_G[at]), int(deciles.events_G[at])) == (len(own), sum(own))
         assert (int(deciles.least_G[at]), int(deciles.most_G[at])) == (min(own), max(own))
+
+
+def test_items_without_events_are_not_taken_for_popular() -> None:
+    """95 of 100 have none, and so are one group: its middle is at 52.5%."""
+    deciles = Deciles.of(torch.tensor([3, 1, 2, 5, 4] + [0] * 95))
+    assert deciles.number_G.tolist() == [1, 6]
+    assert deciles.items_G.tolist() == [5, 95]
 
 
 def test_shares_of_deciles() -> None:

@@ -23,7 +23,7 @@ def audit(
     *,
     model: str | Path | None = None,
     batches: int = 100,
-    queries: int = 64,
+    queries: int = 32,
     seed: int = 0,
     quiet: bool = False,
 ) -> Audit:

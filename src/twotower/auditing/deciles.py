@@ -10,8 +10,8 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deciles:
-    """Tenths of the items by training events. Items with as many events are in one tenth, that of the first of them,
-    so a tenth may be larger, and the next ones without items are left out."""
+    """Tenths of the items by training events. Items with as many events are in one tenth, that of the middle one of
+    them, so a tenth may be larger, and those without items are left out."""
 
     group_M: Tensor
     """Index of each item's tenth among those that have items."""
@@ -30,7 +30,9 @@ class Deciles:
         count_M = item_count_M.long()
         falling_M = count_M.sort(descending=True).values
         more_M = torch.searchsorted(-falling_M, -count_M)  # how many items have more events
-        number_G, group_M = (10 * more_M // max(len(count_M), 1)).unique(return_inverse=True)
+        equal_M = torch.searchsorted(-falling_M, -count_M, right=True) - more_M
+        tenth_M = 10 * (2 * more_M + equal_M) // max(2 * len(count_M), 1)
+        number_G, group_M = tenth_M.clamp(max=9).unique(return_inverse=True)
         n_groups = len(number_G)
         zeros_G = count_M.new_zeros(n_groups)
         return Deciles(

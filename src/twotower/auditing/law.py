@@ -47,8 +47,6 @@ class DecileLaw:
 
     number: int
     """1 is the most popular."""
-    last: int
-    """Of those that ties make one."""
     items: int
     least_events: int
     most_events: int
@@ -58,11 +56,6 @@ class DecileLaw:
     """Of the weight that was offered."""
     count: Compared
     """Summed over its items."""
-
-    @property
-    def label(self) -> str:
-        """Such as 3, or 7-10."""
-        return str(self.number) if self.last == self.number else f"{self.number}-{self.last}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +259,6 @@ class LawTally:
         return tuple(
             DecileLaw(
                 number=int(d.number_G[at]),
-                last=int(d.number_G[at + 1]) - 1 if at + 1 < len(count) else 10,
                 items=int(d.items_G[at]),
                 least_events=int(d.least_G[at]),
                 most_events=int(d.most_G[at]),

@@ -48,7 +48,7 @@ def _shares(axes: Axes, audit: Audit) -> None:
     }
     for place, (name, values) in enumerate(series.items()):
         axes.bar([x + 0.27 * (place - 1) for x in at], values, 0.27, label=name)
-    axes.set_xticks(list(at), [d.label for d in deciles])
+    axes.set_xticks(list(at), [str(d.number) for d in deciles])
     axes.set(xlabel="decile, most popular first", ylabel="share", title="who is offered")
     axes.legend()
 
@@ -61,7 +61,7 @@ def _ratios(axes: Axes, audit: Audit) -> None:
         reach = [[r - d.count.low for r, d in zip(ratio, told, strict=True)]]
         reach.append([d.count.high - r for r, d in zip(ratio, told, strict=True)])
         axes.errorbar(range(len(told)), ratio, yerr=reach, fmt="o", capsize=4)
-        axes.set_xticks(range(len(told)), [d.label for d in told])
+        axes.set_xticks(range(len(told)), [str(d.number) for d in told])
     title = f"found / claimed, 95% (density {audit.law.density})"
     axes.set(xlabel="decile, most popular first", title=title)
 

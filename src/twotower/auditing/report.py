@@ -102,7 +102,7 @@ class Audit:
                 _number(d.share_of_candidates / d.share_of_items),
                 _number(by_events),
             ]
-            table.add_row(d.label, f"{d.items:,}", events, *counts, *shares)
+            table.add_row(str(d.number), f"{d.items:,}", events, *counts, *shares)
         lines.append(table)
         if known:
             lines.append(
@@ -154,7 +154,7 @@ class Audit:
 
 
 def _table(*heads: tuple[str, bool]) -> Table:
-    table = Table(box=None, pad_edge=True, padding=(0, 2, 0, 1))
+    table = Table(box=None, pad_edge=True, padding=(0, 1))
     for head, right in heads:
         table.add_column(head, justify="right" if right else "left", overflow="fold")
     return table

@@ -52,7 +52,7 @@ def _of_law(law: Law) -> Iterator[str]:
         worst, decile = law.worst[0], max(law.deciles, key=lambda decile: abs(decile.count.z))
         yield (
             f"COUNTS DO NOT AGREE with the draws (p = {law.p:.2g}): item {worst.id} is offered "
-            f"{_times(worst.count.ratio)} what is claimed, decile {decile.label} {_times(decile.count.ratio)}. A "
+            f"{_times(worst.count.ratio)} what is claimed, decile {decile.number} {_times(decile.count.ratio)}. A "
             "corrected loss would be wrong by that: mend draw or log_count before training."
         )
     if law.carried_over > 1.5:
@@ -69,14 +69,14 @@ def _of_estimates(law: Law) -> str:
         return "Counts are approximate, and too little was drawn to tell how good they are: raise --batches."
     low, high = min(d.count.ratio for d in told), max(d.count.ratio for d in told)
     off = [d for d in told if d.count.low > 1 + NOTABLY_OFF or d.count.high < 1 - NOTABLY_OFF]
-    said = f"Counts are approximate: by decile {low:.3g} to {high:.3g} times the claim was found"
+    said = f"Counts are approximate: by decile {low:.3f} to {high:.3f} times the claim was found"
     if not off:
         return f"{said}; none is off by {NOTABLY_OFF:.0%} for sure."
     worst = max(off, key=lambda decile: abs(math.log(max(decile.count.ratio, 1e-9))))
     return (
-        f"{said}. Decile {worst.label} is off for sure ({worst.count.low:.3g} to {worst.count.high:.3g}): "
-        f"corrected, its items weigh {_times(worst.count.ratio)} what they should. frequency = ExactFrequency, or a longer "
-        "burn_in of a streaming one, gives better counts."
+        f"{said}. Decile {worst.number} is off for sure ({worst.count.low:.3g} to {worst.count.high:.3g}): corrected, "
+        f"its items weigh {_times(worst.count.ratio)} what they should. Better counts come from ExactFrequency, or from "
+        "a longer burn_in of a streaming one."
     )
 
 
@@ -97,11 +97,11 @@ def _of_popularity(law: Law, corrected: bool) -> Iterator[str]:
         + ("; correction = 'negatives' lifts that" if law.density in ("exact", "approximate") else "")
     )
     yield (
-        f"Decile {top.label} has {top.share_of_candidates:.0%} of the candidates, {_times(_times_uniform(top))} what "
+        f"Decile {top.number} has {top.share_of_candidates:.0%} of the candidates, {_times(_times_uniform(top))} what "
         f"uniform draws would give it{by_data}: {what}."
     )
     without = [d for d in law.deciles if d.share_of_candidates == 0 and not d.count.claimed > 0]
-    never, labels = sum(d.items for d in without), ", ".join(d.label for d in without)
+    never, labels = sum(d.items for d in without), ", ".join(str(d.number) for d in without)
     if never:
         yield (f"{never:,} items (decile {labels}) are never negatives, so nothing pushes them down: add Uniform(n).")
 
@@ -130,7 +130,7 @@ def _of_offers(offers: Offers) -> Iterator[str]:
 
 def _of_gradient(gradient: Gradient, corrected: bool, law: Law) -> Iterator[str]:
     now, most = gradient.at(1.0), gradient.estimates[-1]
-    many = f", at {most.places:,.0f} candidates {most.bias:.2g}" if most.places > 1.2 * now.places else ""
+    many = f", at {most.places:,.0f} candidates {most.bias:.3f}" if most.places > 1.2 * now.places else ""
     if now.bias_low > NOTABLY_OFF:
         if corrected:
             way_out = "more candidates lower it"
@@ -143,7 +143,7 @@ def _of_gradient(gradient: Gradient, corrected: bool, law: Law) -> Iterator[str]
             f"{way_out}."
         )
     else:
-        yield f"The mean gradient is close to the full softmax's: bias {now.bias:.2g}, cosine {now.cosine:.3f}{many}."
+        yield f"The mean gradient is close to the full softmax's: bias {now.bias:.3f}, cosine {now.cosine:.3f}{many}."
     if now.noise > 1:
         yield (
             f"One batch's gradient strays by {now.noise:.2g} times the full one's length: candidates from a law nearer "
