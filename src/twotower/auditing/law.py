@@ -262,8 +262,8 @@ class LawTally:
                 items=int(d.items_G[at]),
                 least_events=int(d.least_G[at]),
                 most_events=int(d.most_G[at]),
-                share_of_items=float(d.items_G[at] / d.items_G.sum()),
-                share_of_events=float(d.events_G[at] / d.events_G.sum().clamp(min=1)),
+                share_of_items=int(d.items_G[at]) / int(d.items_G.sum()),
+                share_of_events=int(d.events_G[at]) / max(int(d.events_G.sum()), 1),
                 share_of_candidates=float(found_G[at] / found_G.sum()) if float(found_G.sum()) else math.nan,
                 count=one,
             )

@@ -74,9 +74,9 @@ def _of_estimates(law: Law) -> str:
         return f"{said}; none is off by {NOTABLY_OFF:.0%} for sure."
     worst = max(off, key=lambda decile: abs(math.log(max(decile.count.ratio, 1e-9))))
     return (
-        f"{said}. Decile {worst.number} is off for sure ({worst.count.low:.3g} to {worst.count.high:.3g}): corrected, "
-        f"its items weigh {_times(worst.count.ratio)} what they should. Better counts come from ExactFrequency, or from "
-        "a longer burn_in of a streaming one."
+        f"{said}. Decile {worst.number} is off for sure ({worst.count.low:.3g} to {worst.count.high:.3g}): "
+        f"corrected, its items weigh {_times(worst.count.ratio)} what they should. Better counts come from "
+        "ExactFrequency, or from a longer burn_in of a streaming one."
     )
 
 
