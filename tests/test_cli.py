@@ -36,7 +36,7 @@ def write_run(folder: Path, more: str = "") -> Path:
 
 def test_the_verbs_are_these() -> None:
     verbs = [name for name in cli.app if not name.startswith("-")]
-    assert sorted(verbs) == ["demo", "evaluate", "ingest", "init", "recommend", "train", "tune"]
+    assert sorted(verbs) == ["audit", "demo", "evaluate", "ingest", "init", "recommend", "train", "tune"]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_python_dash_m() -> None:
     assert wrong.returncode == 2
 
 
-@pytest.mark.parametrize("verb", ["demo", "evaluate", "ingest", "init", "recommend", "train", "tune"])
+@pytest.mark.parametrize("verb", ["audit", "demo", "evaluate", "ingest", "init", "recommend", "train", "tune"])
 def test_every_parameter_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     function = getattr(cli, verb)
     documented = {param.arg_name: param.description for param in docstring_parser.parse(function.__doc__).params}

@@ -67,11 +67,13 @@ def test_the_commands_run_one_after_the_other(capsys: pytest.CaptureFixture[str]
     for command in COMMANDS:
         settings = re.findall(r"--set \S+", command.partition("#")[2])
         short = ["--set", "training.epochs=2"] if re.match("twotower (train|tune)", command) else []
+        short += ["--batches", "6"] if command.startswith("twotower audit") else []
         assert main([*words(command), *short, *" ".join(settings).split()]) == 0, capsys.readouterr().err
         shown[words(command)[0]] = capsys.readouterr().out
-    assert list(shown) == ["init", "train", "evaluate", "recommend", "tune"]
+    assert list(shown) == ["init", "train", "audit", "evaluate", "recommend", "tune"]
     assert "wrote run.toml" in shown["init"]
     assert "events       360" in shown["train"]  # it ingests first
+    assert "Verdict" in shown["audit"]
     assert "popularity" in shown["evaluate"]
     assert len(shown["recommend"].splitlines()) == 10
     assert "best.toml" in shown["tune"]

@@ -5,7 +5,8 @@
     frequency   how likely an item is in a batch  losses      objectives
     scoring     similarity, correction, tiles     optimisers  how parameters move
     config      a run: all settings, as TOML      training    train, evaluate, recommend
-    evaluation  top-k, metrics, calibration       cli         the command line
+    evaluation  top-k, metrics, calibration       auditing    what a run's negatives are
+    cli         the command line
     records     Batch, Block, Candidates, Encoded: who knows these knows the program
 
 The names below are the public API. They are imported when first used: ``import twotower`` does not import torch.
@@ -17,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .auditing import Audit, audit
     from .config import Arm, Data, Evaluation, Range, Run, Training, Tune, dump_run, ingest_run, load_run, parse_run
     from .data.infer import init
     from .data.ingest import IngestReport, ingest
@@ -103,6 +105,7 @@ __all__ = [
     "AdvInfoNCE",
     "Arm",
     "ArtifactError",
+    "Audit",
     "Batch",
     "BilateralSoftmax",
     "BinaryCrossEntropy",
@@ -188,6 +191,7 @@ __all__ = [
     "Unknown",
     "Vector",
     "Warp",
+    "audit",
     "dump_run",
     "evaluate",
     "ingest",
@@ -201,6 +205,7 @@ __all__ = [
 ]
 
 _NAMES_OF = {
+    "auditing": "Audit audit",
     "config": "Arm Data Evaluation Range Run Training Tune dump_run ingest_run load_run parse_run",
     "data.infer": "init",
     "data.ingest": "IngestReport ingest",

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from . import __version__
-from .errors import DataError, TwoTowerError
+from .errors import ArtifactError, DataError, TwoTowerError
 
 Overrides = Annotated[tuple[str, ...], Parameter(name="--set", show_default=False)]
 Sweep = Annotated[tuple[str, ...], Parameter(name="--sweep", show_default=False)]
@@ -139,6 +139,54 @@ def tune(run: Path, /, *, out: Path, overrides: Overrides = (), sweep: Sweep = (
 
 
 @app.command(sort_key=6)
+def audit(
+    run: Path,
+    /,
+    *,
+    model: Path | None = None,
+    overrides: Overrides = (),
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    plot: Path | None = None,
+    batches: int = 100,
+    queries: int = 32,
+    seed: int = 0,
+) -> None:
+    """Look at what a run's negatives are before training with them: counts against draws, gradient, cost.
+
+    Parameters
+    ----------
+    run
+        The run, a TOML file; its files are read into the store first where there is none.
+    model
+        Folder that train wrote, for the towers of a trained model instead of those at their start.
+    overrides
+        A setting to change, such as negatives.n=1024; as often as you like.
+    json_file
+        File to write the numbers to, as JSON.
+    plot
+        File to write a picture to, such as audit.png.
+    batches
+        Training batches to draw for.
+    queries
+        Queries whose gradient is held against that of the full softmax.
+    seed
+        Of batches, draws and queries.
+    """
+    for path in (json_file, plot):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ArtifactError(f"{path}: there is no folder {path.absolute().parent}: make it first")
+    from .auditing import audit
+    from .config import load_run
+
+    found = audit(load_run(run, overrides), model=model, batches=batches, queries=queries, seed=seed)
+    print(found.render())
+    if json_file is not None:
+        _write(json_file, found.to_json() + "\n")
+    if plot is not None and not found.plot(plot):
+        print("no plot, as matplotlib is not installed: pip install 'twotower[plots]'")
+
+
+@app.command(sort_key=7)
 def evaluate(model: Path, /, *, split: Literal["valid", "test"] = "test", as_json: AsJson = False) -> None:
     """Measure a trained model over the full catalogue, beside recommending what is popular.
 
@@ -157,7 +205,7 @@ def evaluate(model: Path, /, *, split: Literal["valid", "test"] = "test", as_jso
     print(result.to_json() if as_json else result.table())
 
 
-@app.command(sort_key=7)
+@app.command(sort_key=8)
 def recommend(
     model: Path,
     /,
@@ -241,6 +289,13 @@ def _json_object(text: str) -> dict[str, object]:
     if not isinstance(parsed, dict):
         raise DataError(f'--query: found {text}, expected an object such as \'{{"user_id": "u1"}}\'')
     return parsed
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ArtifactError(f"{path}: can't be written ({error.strerror}): choose another place") from error
 
 
 def _as_json(result: object) -> str:

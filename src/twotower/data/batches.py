@@ -297,8 +297,11 @@ class TrainingBatches:
         order = self._order(rng)
         for step in range(start, self.steps_per_epoch):
             stop = (step + 1) * self.batch_size if step + 1 < self.steps_per_epoch else len(order)
-            index = order[step * self.batch_size : stop]
-            yield self.of_events(index) if self.batch_of == "pairs" else self.of_queries(self.trained_Q[index])
+            yield self.at(order[step * self.batch_size : stop])
+
+    def at(self, index: Tensor) -> Batch:
+        """The batch of these of the ``n_batched`` events, or queries, of an epoch."""
+        return self.of_events(index) if self.batch_of == "pairs" else self.of_queries(self.trained_Q[index])
 
     def _order(self, rng: torch.Generator) -> Tensor:
         """Events or queries of an epoch, in the order in which they are batched."""

@@ -153,12 +153,12 @@ class Stepper:
         if self.device.type != "cpu":
             batch = batch.to(self.device)
         cache = None if self.training.encode_chunk is None else GradCache(self.training.encode_chunk, self.device)
-        query_BD = self._queries(batch, cache)
+        query_BD = self.encode_queries(batch, cache)
         look = CurrentModel(model, query_BD, step)
         candidates = propose(model.negatives, batch, look, rng)
         encoded = encode(
             query_BD,
-            lambda row: self._items(row, cache),
+            lambda row: self.encode_items(row, cache),
             batch,
             candidates,
             layers=model.item_layers,
@@ -192,14 +192,14 @@ class Stepper:
             health=health,
         )
 
-    def _queries(self, batch: Batch, cache: GradCache | None) -> Tensor:
+    def encode_queries(self, batch: Batch, cache: GradCache | None) -> Tensor:
         """[B, D]"""
         encode_query = self.model.towers.encode_query
         if cache is None:
             return encode_query(batch.query)
         return cache.encode(len(batch.query_B), lambda start, stop: encode_query(rows_of(batch.query, start, stop)))
 
-    def _items(self, row: Tensor, cache: GradCache | None) -> Tensor:
+    def encode_items(self, row: Tensor, cache: GradCache | None) -> Tensor:
         """Distinct item rows [U] -> vectors [U, D]."""
         items = self.model.items
         return items(row) if cache is None else cache.encode(len(row), lambda start, stop: items(row[start:stop]))
