@@ -160,7 +160,7 @@ class _Sample:
         self.batches = batches
         self.batch_size = subject.facts.batch_size
         self.rng = torch.Generator().manual_seed(seed)
-        index = torch.randperm(batches.n_batched, generator=self.rng)[: 4 * n_queries]
+        index = batches.order(self.rng)[: 4 * n_queries]
         if batches.batch_of == "pairs":
             index = _one_a_query(index, batches.event_query[index])
         self.chunks = index[:n_queries].split(max(1, self.batch_size // MOST_OF_BATCH))
@@ -172,7 +172,7 @@ class _Sample:
         found = index[:0]
         while len(found) < n:
             if not len(self._left):
-                self._left = torch.randperm(self.batches.n_batched, generator=self.rng)
+                self._left = self.batches.order(self.rng)
             want = n - len(found)
             some, self._left = self._left[:want], self._left[want:]
             found = torch.cat([found, some[~torch.isin(some, index)]])

@@ -294,17 +294,17 @@ class TrainingBatches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of an epoch, from its step ``start`` on."""
         rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = self._order(rng)
+        order = self.order(rng)
         for step in range(start, self.steps_per_epoch):
             stop = (step + 1) * self.batch_size if step + 1 < self.steps_per_epoch else len(order)
             yield self.at(order[step * self.batch_size : stop])
 
     def at(self, index: Tensor) -> Batch:
-        """The batch of these of the ``n_batched`` events, or queries, of an epoch."""
+        """The batch of these events, or queries."""
         return self.of_events(index) if self.batch_of == "pairs" else self.of_queries(self.trained_Q[index])
 
-    def _order(self, rng: torch.Generator) -> Tensor:
-        """Events or queries of an epoch, in the order in which they are batched."""
+    def order(self, rng: torch.Generator) -> Tensor:
+        """Events or queries of an epoch, in the order in which they are batched: numbers for ``at``."""
         if self.thinned is None:
             return torch.randperm(self.n_batched, generator=rng)
         kept = self.thinned.draw(rng)
