@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         Symmetric,
         Warp,
     )
-    from .negatives import Catalogue, InBatch, Mixture, Negatives, Popularity, Rotations, Sampler, Uniform
+    from .negatives import Catalogue, Impressions, InBatch, Mixture, Negatives, Popularity, Rotations, Sampler, Uniform
     from .optimisers import Adagrad, AdamW, DenseOptimiser, RowwiseAdagrad, RowwiseAdam, TableOptimiser
     from .part import Facts, Part
     from .records import Batch, Block, Candidates, Encoded, Ragged
@@ -110,6 +110,7 @@ __all__ = [
     "HierarchicalSoftmax",
     "History",
     "Id",
+    "Impressions",
     "InBatch",
     "IngestReport",
     "Interactions",
@@ -184,7 +185,7 @@ _NAMES_OF = {
     "losses": "BPR CCL GBCE NCE SGNS AdapTau AdaptiveMargin AdaptiveTemperature AdvInfoNCE BilateralSoftmax "
     "BinaryCrossEntropy BucketedSoftmax HierarchicalSoftmax Loss Losses Margin RowLoss SampledSoftmax SquaredGramian "
     "Symmetric Warp",
-    "negatives": "Catalogue InBatch Mixture Negatives Popularity Rotations Sampler Uniform",
+    "negatives": "Catalogue Impressions InBatch Mixture Negatives Popularity Rotations Sampler Uniform",
     "optimisers": "Adagrad AdamW DenseOptimiser RowwiseAdagrad RowwiseAdam TableOptimiser",
     "part": "Facts Part",
     "records": "Batch Block Candidates Encoded Ragged",

@@ -7,7 +7,7 @@ import pytest
 from tests.stores import make_store
 from tests.training.checkerboard import run_of
 from twotower.config import Run, Training
-from twotower.negatives import InBatch, Popularity, Rotations, Sampler, Uniform
+from twotower.negatives import Impressions, InBatch, Popularity, Rotations, Sampler, Uniform
 from twotower.optimisers import RowwiseAdagrad, RowwiseAdam, TableOptimiser
 from twotower.towers import TwoTower
 from twotower.training import memory
@@ -66,6 +66,7 @@ def test_candidates_of_mixtures() -> None:
     assert candidates(mixture) == (13, 5)
     assert candidates(InBatch()) == (0, 0)
     assert candidates(Rotations(4) + Uniform(3)) == (3, 4)
+    assert candidates(Impressions(4) + Uniform(3)) == (3, 4)
 
 
 def test_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
