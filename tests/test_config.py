@@ -35,6 +35,7 @@ from twotower.losses import (
     AdaptiveTemperature,
     Loss,
     Losses,
+    Perturbed,
     SampledSoftmax,
     Symmetric,
 )
@@ -311,6 +312,14 @@ def test_a_loss_made_of_counts_needs_them() -> None:
 @pytest.mark.parametrize("loss", [AdaptiveMargin(), AdaptiveTemperature(correction="none"), AdapTau()])
 def test_a_loss_of_cosines_needs_unit_vectors(loss: Loss) -> None:
     with pytest.raises(ConfigError, match=rf"{type(loss).__name__} takes scores for cosines, but towers.normalise is"):
+        run_of(loss=loss, towers=TwoTower(normalise=False))
+
+
+@pytest.mark.parametrize(
+    "loss", [Perturbed(of=AdapTau()), Symmetric(of=AdapTau()), Perturbed(of=Symmetric(of=AdapTau()))]
+)
+def test_a_loss_made_of_one_of_cosines_needs_them_too(loss: Loss) -> None:
+    with pytest.raises(ConfigError, match=r"AdapTau takes scores for cosines, but towers\.normalise is"):
         run_of(loss=loss, towers=TwoTower(normalise=False))
 
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from twotower.data import thinning
 from twotower.part import Facts
 from twotower.records import Batch, Ragged
 
@@ -62,15 +63,12 @@ class Corpus:
 def keep_probability(count_V: NDArray[np.int64], *, sample: float, form: Subsampling) -> NDArray[np.float64]:
     """[V] with which probability a token of each word stays in an epoch; 1 for all where ``sample`` is 0.
 
-    With f the word's share of the tokens and t = sample: ``paper`` min(1, sqrt(t / f)), ``code``
-    min(1, (sqrt(f / t) + 1) t / f), which is sqrt(t / f) + t / f.
-
-    Source: Mikolov et al., NIPS 2013, equation 5 (``paper``); word2vec.c and gensim (``code``).
+    The rule is ``thinning.keep_probability`` of the word's share of the tokens, with t = sample.
     """
     if sample == 0:
         return np.ones(len(count_V))
-    ratio_V = sample / (count_V / count_V.sum())
-    return np.minimum(1.0, np.sqrt(ratio_V) if form == "paper" else np.sqrt(ratio_V) + ratio_V)
+    share_V = torch.from_numpy(count_V / count_V.sum())
+    return np.asarray(thinning.keep_probability(share_V, t=sample, form=form).numpy())
 
 
 def windows(

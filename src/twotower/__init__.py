@@ -5,7 +5,7 @@
     frequency   how likely an item is in a batch  losses      objectives
     scoring     similarity, correction, tiles     optimisers  how parameters move
     config      a run: all settings, as TOML      training    train, evaluate, recommend
-    evaluation  exact top-k, metrics, tables      cli         the command line
+    evaluation  top-k, metrics, calibration       cli         the command line
     records     Batch, Block, Candidates, Encoded: who knows these knows the program
 
 The names below are the public API. They are imported when first used: ``import twotower`` does not import torch.
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .data.ingest import IngestReport, ingest
     from .data.splits import GivenSplit, LeaveLastOut, QuerySplit, RandomSplit, Split, TimeSplit
     from .data.store import Store
+    from .data.thinning import FrequentThinning, Thinning, UniformThinning
     from .errors import ArtifactError, ConfigError, DataError, SchemaError, TwoTowerError
     from .frequency import ExactFrequency, Frequency, StreamingFrequency
     from .losses import (
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         Loss,
         Losses,
         Margin,
+        Perturbed,
         RowLoss,
         SampledSoftmax,
         SquaredGramian,
@@ -105,6 +107,7 @@ __all__ = [
     "Facts",
     "Feature",
     "Frequency",
+    "FrequentThinning",
     "GivenSplit",
     "Graph",
     "HierarchicalSoftmax",
@@ -122,6 +125,7 @@ __all__ = [
     "Negatives",
     "Number",
     "Part",
+    "Perturbed",
     "Popularity",
     "QuerySplit",
     "Ragged",
@@ -149,6 +153,7 @@ __all__ = [
     "TableOptimiser",
     "TableSettings",
     "Text",
+    "Thinning",
     "Time",
     "TimeSplit",
     "Tower",
@@ -160,6 +165,7 @@ __all__ = [
     "TwoTower",
     "TwoTowerError",
     "Uniform",
+    "UniformThinning",
     "Vector",
     "Warp",
     "dump_run",
@@ -180,11 +186,12 @@ _NAMES_OF = {
     "data.ingest": "IngestReport ingest",
     "data.splits": "GivenSplit LeaveLastOut QuerySplit RandomSplit Split TimeSplit",
     "data.store": "Store",
+    "data.thinning": "FrequentThinning Thinning UniformThinning",
     "errors": "ArtifactError ConfigError DataError SchemaError TwoTowerError",
     "frequency": "ExactFrequency Frequency StreamingFrequency",
     "losses": "BPR CCL GBCE NCE SGNS AdapTau AdaptiveMargin AdaptiveTemperature AdvInfoNCE BilateralSoftmax "
-    "BinaryCrossEntropy BucketedSoftmax HierarchicalSoftmax Loss Losses Margin RowLoss SampledSoftmax SquaredGramian "
-    "Symmetric Warp",
+    "BinaryCrossEntropy BucketedSoftmax HierarchicalSoftmax Loss Losses Margin Perturbed RowLoss SampledSoftmax "
+    "SquaredGramian Symmetric Warp",
     "negatives": "Catalogue Impressions InBatch Mixture Negatives Popularity Rotations Sampler Uniform",
     "optimisers": "Adagrad AdamW DenseOptimiser RowwiseAdagrad RowwiseAdam TableOptimiser",
     "part": "Facts Part",

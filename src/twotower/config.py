@@ -20,6 +20,7 @@ from typing import Literal
 from .data.batches import check_batches
 from .data.ingest import IngestReport, ingest
 from .data.splits import GivenSplit, LeaveLastOut, QuerySplit, Split, TimeSplit
+from .data.thinning import Thinning
 from .errors import ConfigError, TwoTowerError
 from .frequency import ExactFrequency, Frequency, StreamingFrequency
 from .losses import Loss, Losses, RowLoss, SampledSoftmax
@@ -81,6 +82,8 @@ class Training:
     epochs: float = 10.0
     query_weight: float = 0.0
     """The weight of a pair is multiplied by (its query's number of pairs) ** query_weight; -0.5 is usual, 0 is off."""
+    thin: Thinning | None = None
+    """Which events an epoch leaves out, drawn anew each time; for pairs. They stay known, so are never negatives."""
     tables: TableOptimiser = field(default_factory=RowwiseAdagrad)
     """Moves the embedding tables."""
     dense: DenseOptimiser = field(default_factory=AdamW)
@@ -250,7 +253,7 @@ class Run:
     def __post_init__(self) -> None:
         _check_loss(self)
         _check_split(self)
-        check_batches(self.schema, self.training.batch_of)
+        check_batches(self.schema, self.training.batch_of, self.training.thin)
         _require(
             self.training.query_weight == 0 or self.schema.interactions.query is not None,
             f"training.query_weight: found {self.training.query_weight}, but schema.interactions.query names no "
@@ -260,15 +263,15 @@ class Run:
 
 def _check_loss(run: Run) -> None:
     """A correction needs counts, an adaptive loss cosines: say so now, not in step 40,000."""
-    loss, unit = run.loss, run.towers.normalise
+    loss, compared, unit = run.loss, run.loss.compared(), run.towers.normalise
     _require(
-        unit or not (isinstance(loss, RowLoss) and loss.needs_unit_vectors),
-        f"loss: {type(loss).__name__} takes scores for cosines, but towers.normalise is false: set it to true, or "
+        unit or not (isinstance(compared, RowLoss) and compared.needs_unit_vectors),
+        f"loss: {type(compared).__name__} takes scores for cosines, but towers.normalise is false: set it to true, or "
         "choose another loss",
     )
-    if not loss.uses_counts():
-        return
     density = run.negatives.density
+    if not loss.uses_counts() or (density == "relative" and isinstance(loss, RowLoss) and loss.any_scale_of_counts):
+        return
     known = {"none": "has no density", "relative": "knows its density only up to an unknown factor"}.get(density)
     what, way_out = f"loss: {type(loss).__name__} needs", "choose another sampler under negatives"
     if isinstance(loss, RowLoss) and loss.correction != "none":

@@ -23,7 +23,7 @@ def _no_features(index: Tensor) -> Features:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Events:
-    """The training events, as they are drawn into batches."""
+    """The training events, as they are drawn into batches; all of them, where an epoch is thinned."""
 
     item_E: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     """Item row of each."""
@@ -39,13 +39,15 @@ class Facts:
     n_queries: int
     """Distinct queries with at least one training event."""
     item_count_M: Tensor
-    """[M] training events of each item, as they are drawn into batches."""
+    """[M] training events of each item, as they are drawn into batches of an epoch: whole numbers, or the expected ones
+    (float64) where events are thinned."""
     batch_size: int
     """Pairs, or queries, of one global batch."""
     batch_of: str
     """``"pairs"`` or ``"queries"`` (a query comes with all its positives)."""
     query_count_Q: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    """[Q] training pairs of each query by its row, those without any included."""
+    """[Q] training pairs of each query by its row, those without any included; expected ones (float64) where events are
+    thinned."""
     steps_per_epoch: int = 1
     width: int = 0
     """Width of the vectors of both towers."""

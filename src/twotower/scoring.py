@@ -207,16 +207,17 @@ def _merge(blocks: Sequence[Block], like: Tensor) -> tuple[Block, Tensor | None]
         log_weight_N = torch.cat([b.log_weight for b in looked_up]).to(like.dtype)
         weight_U.index_add_(0, where_N, log_weight_N.exp())
         first_U.index_copy_(0, where_N, torch.arange(len(row_N), device=device))
-        log_count_N = torch.cat([b.log_count for b in looked_up]).to(like.dtype)
+        log_count_N = torch.cat([b.log_count for b in looked_up], -1).to(like.dtype)
     row, log_weight = [row_U], [weight_U.log()]
-    log_count = [log_count_N.index_select(0, first_U)]  # a function of the row alone, so any of its copies will do
+    # A function of the row alone, or of query and row, [B, N]: any copy of a row will do.
+    log_count = [log_count_N.index_select(-1, first_U)]
     for block in given:
         row.append(block.row)
         log_weight.append(block.log_weight.to(like.dtype))
         log_count.append(block.log_count.to(like.dtype))
     merged = Block(
         row=torch.cat(row),
-        log_count=torch.cat(log_count),
+        log_count=torch.cat(log_count, -1),
         log_weight=torch.cat(log_weight),
         of_batch=any(block.of_batch for block in blocks),
     )
@@ -229,7 +230,7 @@ def _sort_columns(shared: Block, column_ND: Tensor) -> tuple[Block, Tensor]:
     sorted_block = replace(
         shared,
         row=shared.row[order],
-        log_count=shared.log_count[order],
+        log_count=shared.log_count[..., order],
         log_weight=shared.log_weight[order],
     )
     return sorted_block, column_ND.index_select(0, order)
@@ -258,16 +259,18 @@ def corrected_log_count(log_count: Tensor, encoded: Encoded, strength: float) ->
     """
     if strength == 1:
         return log_count
-    blocks = [(encoded.shared, 0.0), (encoded.own, math.log(max(len(encoded.own.row), 1)))]
-    total = [torch.logsumexp(b.log_weight.flatten() - share, 0) for b, share in blocks if b.row.numel()]
-    shaped = [
-        torch.logsumexp((b.log_weight + (strength - 1) * b.log_count).flatten() - share, 0)
-        for b, share in blocks
-        if b.row.numel()
-    ]
+    blocks = [block for block in (encoded.shared, encoded.own) if block.row.numel()]
+    total = [_log_total(block.log_weight) for block in blocks]
+    shaped = [_log_total(block.log_weight + (strength - 1) * block.log_count) for block in blocks]
     if not total:
         return log_count
     return strength * log_count + torch.stack(total).logsumexp(0) - torch.stack(shaped).logsumexp(0)
+
+
+def _log_total(log_x: Tensor) -> Tensor:
+    """log sum_j x_j of [N] candidates; of [B, N] the log of the mean of the queries' sums."""
+    n_queries = len(log_x) if log_x.dim() == 2 else 1
+    return torch.logsumexp(log_x.flatten(), 0) - math.log(n_queries)
 
 
 class Similarity(NamedTuple):
@@ -330,7 +333,12 @@ class Lines:
         row_N = encoded.shared.row
         self.columns_distinct = bool((row_N[1:] > row_N[:-1]).all())
         self.column_of_item = self._inverse(row_N)
-        self.shift_N = self._log_weight(encoded.shared)
+        self.shared = encoded.shared
+        if loss.per_pair and self.shared.log_count.dim() == 2:
+            of_line = self.shared.log_count.index_select(0, self.query_L)
+            self.shared = replace(self.shared, log_count=of_line)
+        self.shift_N = self._log_weight(self.shared)
+        """[N], or [L, N] where counts differ from query to query."""
         self.shift_LK = self._log_weight(self.own)
 
     def __len__(self) -> int:
@@ -444,9 +452,8 @@ class Scores:
 
     @property
     def log_count(self) -> Tensor:
-        """[1, N] or [C, N + K] log expected count of each candidate."""
-        encoded = self.lines.encoded
-        return self._join(encoded.shared.log_count, self.lines.own.log_count)
+        """[1, N] or [C, N + K] log expected count of each candidate; [C, N] where it differs from query to query."""
+        return self._join(self.lines.shared.log_count, self.lines.own.log_count)
 
     @property
     def log_weight(self) -> Tensor:
@@ -456,12 +463,13 @@ class Scores:
     @property
     def log_weight_alone(self) -> Tensor:
         """[1, N] or [C, N + K] how often each candidate is there, not corrected."""
-        return self._join(self.lines.encoded.shared.log_weight, self.lines.own.log_weight)
+        return self._join(self.lines.shared.log_weight, self.lines.own.log_weight)
 
-    def _join(self, shared_N: Tensor, own_LK: Tensor) -> Tensor:
+    def _join(self, shared: Tensor, own_LK: Tensor) -> Tensor:
+        shared_CN = shared[None, :] if shared.dim() == 1 else shared[self.start : self.stop]
         if own_LK.shape[1] == 0:
-            return shared_N[None, :]
-        return torch.cat([shared_N.expand(self.stop - self.start, -1), own_LK[self.start : self.stop]], 1)
+            return shared_CN
+        return torch.cat([shared_CN.expand(self.stop - self.start, -1), own_LK[self.start : self.stop]], 1)
 
     @property
     def query_C(self) -> Tensor:

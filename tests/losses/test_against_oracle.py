@@ -29,7 +29,7 @@ from twotower.losses import (
     Warp,
 )
 from twotower.part import Facts
-from twotower.records import Ragged
+from twotower.records import Block, Ragged
 from twotower.scoring import Lines, encode
 
 from . import oracle
@@ -282,6 +282,32 @@ def test_merged_columns_are_unmerged_columns_to_a_loss(loss_name: str) -> None:
         assert abs(value.item() - apart.item()) < 1e-10
         for got, expected in zip(found, found_apart, strict=True):
             assert (got - expected).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("loss_name", EVERY)
+@pytest.mark.parametrize("given", [False, True])
+def test_a_count_may_differ_from_query_to_query(loss_name: str, given: bool) -> None:
+    """Shared columns with a count for each query, [B, N], are own candidates with those counts."""
+    loss, case = EVERY[loss_name].double(), CASES["queries, shared"]
+    n_queries = len(case.batch.query_B)
+    log_count_BM = torch.randn(n_queries, len(case.item_MD), generator=torch.Generator().manual_seed(8)).double()
+    for tile in (None, 3):
+        shared, own = [], []
+        for block in case.candidates.blocks:
+            vector = case.item_MD.index_select(0, block.row) if given and not block.of_batch else None
+            log_count_BN = log_count_BM[:, block.row]
+            shared.append(dataclasses.replace(block, log_count=log_count_BN, of_batch=False, vector=vector))
+            row_BN, log_weight_BN = (x.expand(n_queries, -1) for x in (block.row, block.log_weight))
+            own.append(Block(row=row_BN, log_count=log_count_BN, log_weight=log_weight_BN))
+        value, found, _ = evaluate(loss, replaced(case, shared), tile)
+        want, expected, _ = evaluate(loss, replaced(case, own), tile)
+        assert abs(value.item() - want.item()) < 1e-10
+        for got, expected_gradient in zip(found, expected, strict=True):
+            assert (got - expected_gradient).abs().max() < 1e-10
+
+
+def replaced(case: Case, blocks: list[Block]) -> Case:
+    return dataclasses.replace(case, candidates=dataclasses.replace(case.candidates, blocks=tuple(blocks)))
 
 
 @pytest.mark.parametrize("loss_name", EVERY)

@@ -29,6 +29,7 @@ from twotower.losses import (
     Warp,
 )
 from twotower.losses.adap_tau import lambert
+from twotower.losses.buckets import part_of
 from twotower.losses.hierarchical import huffman
 from twotower.part import Facts
 from twotower.records import Batch, Block, Candidates, Encoded, Ragged
@@ -352,6 +353,17 @@ def test_buckets_are_a_naive_loop() -> None:
     assert value.item() == pytest.approx((total / weight).item(), abs=1e-10)
 
 
+def test_a_bucket_takes_the_counts_of_its_queries() -> None:
+    """One bucket of some queries and all columns, with a count for each query and column."""
+    encoded, _ = encoded_of()
+    g = torch.Generator().manual_seed(5)
+    log_count_BN = torch.randn(len(encoded.query_BD), len(encoded.shared.row), generator=g).double()
+    encoded = replace(encoded, shared=encoded.shared.with_count(log_count_BN))
+    query_b, column_y = torch.tensor([1, 4, 5]), torch.arange(0, len(encoded.shared.row), 2)
+    part, _ = part_of(encoded, query_b, column_y, encoded.total_weight)
+    assert torch.equal(part.shared.log_count, log_count_BN[[1, 4, 5]][:, ::2])
+
+
 # ---------------------------------------------------------------- temperatures that are found
 
 
@@ -388,6 +400,19 @@ def test_adaptau_measures_the_gap_over_an_epoch() -> None:
         assert loss.inverse_temperature.item() == pytest.approx(odds / 0.7)
     assert not loss.loss_Q.isnan().any()
     assert loss.gap_sums.tolist() == [0.0, 0.0]
+
+
+def test_adaptau_counts_columns_by_the_mean_over_queries() -> None:
+    """A column drawn with counts 1/2 and 1/4 stands for (2 + 4) / 2 items."""
+    encoded, _ = encoded_of()
+    log_count_BN = encoded.shared.log_count.new_zeros(len(encoded.query_BD), len(encoded.shared.row)) - math.log(2)
+    log_count_BN[1::2] -= math.log(2)
+    n_second = len(log_count_BN[1::2])
+    loss = AdapTau()
+    loss.setup(facts(width=4, steps_per_epoch=9))
+    loss.observe(replace(encoded, shared=encoded.shared.with_count(log_count_BN)), {"cosine": torch.zeros(3)})
+    total = encoded.shared.log_weight.exp().sum() * (2 + 2 * n_second / len(log_count_BN))
+    assert float(loss.item_sum[-1]) == pytest.approx(float(total))
 
 
 def test_adaptau_is_softer_where_the_fit_is_worse_and_plain_where_unknown() -> None:

@@ -69,7 +69,7 @@ def test_the_contract_of_a_sampler(name: str, facts: Facts, seeing: RunLook) -> 
     assert not bool(log_count.isnan().any())
     assert log_count.dtype == torch.float32
     own = sampler.log_count(row.expand(4, M), batch, seeing)
-    assert torch.equal(own, log_count.expand(4, M))
+    torch.testing.assert_close(own, log_count.expand(4, M), rtol=1e-6, atol=1e-6)  # a last bit depends on the shape
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -7,7 +7,7 @@ import pytest
 from tests.stores import make_store
 from tests.training.checkerboard import run_of
 from twotower.config import Run, Training
-from twotower.negatives import Impressions, InBatch, Popularity, Rotations, Sampler, Uniform
+from twotower.negatives import IRGAN, Impressions, InBatch, Popularity, Rotations, Sampler, Uniform
 from twotower.optimisers import RowwiseAdagrad, RowwiseAdam, TableOptimiser
 from twotower.towers import TwoTower
 from twotower.training import memory
@@ -50,9 +50,10 @@ def test_a_catalogue_bounds_what_is_distinct() -> None:
     assert found.step == (6 * (4 + 100 + 100) * 8 + 3 * 2 * 100) * 4
 
 
-def test_own_negatives() -> None:
+@pytest.mark.parametrize("negatives", [Uniform(5, per_query=True), IRGAN(n=5)])
+def test_own_negatives(negatives: Sampler) -> None:
     """5 for each of 4 queries: 4 columns, 24 items, tiles with 2 * 5 vectors of 8."""
-    found = estimate(run(Uniform(5, per_query=True), batch_size=4, tile=2), STORE)
+    found = estimate(run(negatives, batch_size=4, tile=2), STORE)
     assert found.step == (6 * (4 + 4 + 24) * 8 + 3 * 2 * (4 + 5) + 2 * 5 * 8) * 4
 
 

@@ -18,6 +18,7 @@ from ..part import Events, Facts
 from ..records import Batch, Features, Ragged, spans
 from ..schema import History, Id, Schema, table_of
 from .store import Store
+from .thinning import ThinnedEvents, Thinning
 
 BatchOf = Literal["pairs", "queries"]
 
@@ -158,9 +159,14 @@ def varies_within_query(schema: Schema) -> bool:
     return bool(schema.context) or schema.interactions.query is None
 
 
-def check_batches(schema: Schema, batch_of: BatchOf) -> None:
+def check_batches(schema: Schema, batch_of: BatchOf, thin: Thinning | None = None) -> None:
     """Raise ConfigError where a schema has no such batches; a run asks before its files are read."""
     _check_histories(schema)
+    if batch_of == "queries" and thin is not None:
+        raise ConfigError(
+            f"training.thin: found {type(thin).__name__}, but training.batch_of = 'queries' batches each query with "
+            "all its positives, so no event of it can be left out: use batch_of = 'pairs', or leave training.thin out"
+        )
     if batch_of == "queries" and varies_within_query(schema):
         raise ConfigError(
             "training.batch_of: 'queries' batches whole queries, but this schema has context features (or no "
@@ -178,7 +184,14 @@ def _check_histories(schema: Schema) -> None:
 
 
 class TrainingBatches:
-    """The training events of a store, shuffled anew every epoch by (seed, epoch)."""
+    """The training events of a store, shuffled anew every epoch by (seed, epoch).
+
+    With ``thin`` an epoch is of fewer events, drawn anew too (``thinning.ThinnedEvents``). The others are not batched
+    in that epoch, but all else stays as it is: they are known, so never negatives, they are in histories, and the
+    n_q of ``query_weight`` counts them. All epochs have the same number of steps. Counts (``Facts.item_count_M``,
+    ``query_count_Q``) are the expected ones of an epoch, f_i k_i for item i, so each law of popularity, each presence
+    and each correction is that of the thinned stream.
+    """
 
     def __init__(
         self,
@@ -189,11 +202,14 @@ class TrainingBatches:
         batch_size: int,
         shown: np.ndarray | None = None,
         query_weight: float = 0.0,
+        thin: Thinning | None = None,
         seed: int = 0,
     ) -> None:
-        """``events`` are the indices to train on, ``shown`` those of the impressions among them that were not taken;
-        ``query_weight`` multiplies a pair's weight by n_q ** query_weight,
-        n_q the number of distinct training pairs of its query."""
+        """``events`` are the indices to train on, ``shown`` those of the impressions of that part that were not taken.
+
+        ``query_weight`` multiplies a pair's weight by n_q ** query_weight, n_q the number of distinct training pairs of
+        its query.
+        """
         if not len(events):
             raise DataError("training: no event is left to train on")
         self.store, self.events = store, events
@@ -214,7 +230,18 @@ class TrainingBatches:
         self.trained_Q = count_Q.nonzero()[:, 0]
         self.query_weight_Q = count_Q.clamp(min=1).float() ** query_weight
         self.varies = varies_within_query(store.schema)
-        check_batches(store.schema, batch_of)
+        check_batches(store.schema, batch_of, thin)
+        self.thinned = None if thin is None else self._thinned(thin)
+
+    def _thinned(self, thin: Thinning) -> ThinnedEvents:
+        keep_M = thin.keep_probability(self.event_item.bincount(minlength=self.store.n_items))
+        thinned = ThinnedEvents(item_E=self.event_item, keep_M=keep_M)
+        if thinned.n_least < 1:
+            raise ConfigError(
+                f"training.thin: {thin} keeps {float(keep_M[self.event_item].sum()):.3g} of the {len(self.events):,} "
+                "training events in an epoch, expected at least 1: keep more, or leave it out"
+            )
+        return thinned
 
     def _with_self(self, query: np.ndarray, item: np.ndarray, weight: np.ndarray, time_us: np.ndarray | None) -> Pairs:
         """What is never a negative: known positives, and the query's own item where queries are items."""
@@ -234,24 +261,27 @@ class TrainingBatches:
 
     @property
     def n_batched(self) -> int:
-        """Events or queries of an epoch."""
+        """Events or queries of an epoch; an epoch of thinned events may have one more."""
+        if self.thinned is not None:
+            return self.thinned.n_least
         return len(self.events) if self.batch_of == "pairs" else len(self.trained_Q)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch; the last may be smaller."""
+        """Batches of an epoch; the last may be smaller, or have one event more where events are thinned."""
         return -(-self.n_batched // self.batch_size)
 
     def facts(self) -> Facts:
         """What samplers and frequency estimates need to know before they start."""
         item = self.event_item if self.batch_of == "pairs" else self.pairs.item
+        item_count_M, query_count_Q = self._counts(item)
         return Facts(
             n_items=self.store.n_items,
             n_queries=len(self.trained_Q),
-            item_count_M=item.bincount(minlength=self.store.n_items),
+            item_count_M=item_count_M,
             batch_size=min(self.batch_size, self.n_batched),
             batch_of=self.batch_of,
-            query_count_Q=self.pairs.offset[1:] - self.pairs.offset[:-1],
+            query_count_Q=query_count_Q,
             steps_per_epoch=self.steps_per_epoch,
             pairs=Ragged(offset=self.pairs.offset, value=self.pairs.item, weight=self.pairs.weight),
             shown=self._never_taken(self.shown),
@@ -266,6 +296,16 @@ class TrainingBatches:
         lists = Ragged(offset=pairs.offset, value=pairs.item, weight=pairs.weight)
         return without(lists, Ragged(offset=self.known.offset, value=self.known.item))[0]
 
+    def _counts(self, item: Tensor) -> tuple[Tensor, Tensor]:
+        """Training events of each item, and pairs of each query: of an epoch, expected ones where it is thinned."""
+        count_M, count_Q = item.bincount(minlength=self.store.n_items), self.pairs.offset[1:] - self.pairs.offset[:-1]
+        if self.thinned is None:
+            return count_M, count_Q
+        keep_M = self.thinned.keep_M
+        pairs = Ragged(offset=self.pairs.offset, value=self.pairs.item)
+        kept_Q = torch.zeros(len(pairs), dtype=keep_M.dtype).index_add(0, pairs.owner(), keep_M[pairs.value])
+        return count_M * keep_M, kept_Q
+
     def _features_of(self, index: Tensor) -> Features:
         """Query features of events [n], as batches of them have."""
         if self.batch_of == "pairs":
@@ -276,10 +316,18 @@ class TrainingBatches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of an epoch, from its step ``start`` on."""
         rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(self.n_batched, generator=rng)
+        order = self._order(rng)
         for step in range(start, self.steps_per_epoch):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            stop = (step + 1) * self.batch_size if step + 1 < self.steps_per_epoch else len(order)
+            index = order[step * self.batch_size : stop]
             yield self.of_events(index) if self.batch_of == "pairs" else self.of_queries(self.trained_Q[index])
+
+    def _order(self, rng: torch.Generator) -> Tensor:
+        """Events or queries of an epoch, in the order in which they are batched."""
+        if self.thinned is None:
+            return torch.randperm(self.n_batched, generator=rng)
+        kept = self.thinned.draw(rng)
+        return kept[torch.randperm(len(kept), generator=rng)]
 
     def of_queries(self, query_B: Tensor) -> Batch:
         """Whole queries with all their positives."""

@@ -100,7 +100,7 @@ class Evaluation:
             [
                 *_table(self.rows),
                 "",
-                *_aligned([["slice", "training events", "items", "queries", "pairs"], *slices]),
+                *aligned([["slice", "training events", "items", "queries", "pairs"], *slices]),
                 "",
                 self._counts(),
                 *([] if self.batch_recall is None else self._in_batches(self.batch_recall)),
@@ -166,7 +166,7 @@ def check_metric(name: str, known: Iterable[str]) -> None:
 def _table(rows: dict[str, dict[str, float]]) -> list[str]:
     """A line a metric, a column a row."""
     metrics = next(iter(rows.values()))
-    return _aligned(
+    return aligned(
         [["", *rows], *([metric, *(_number(values[metric]) for values in rows.values())] for metric in metrics)]
     )
 
@@ -185,7 +185,7 @@ def _number(value: float) -> str:
     return f"{value:.4f}" if value < 10 else f"{value:,.1f}"
 
 
-def _aligned(lines: list[list[str]]) -> list[str]:
+def aligned(lines: list[list[str]]) -> list[str]:
     """Columns to the right, the first to the left."""
     columns = [
         [cell.rjust(max(map(len, column))) if at else cell.ljust(max(map(len, column))) for cell in column]

@@ -7,6 +7,7 @@ from .binary import GBCE, NCE, SGNS, BinaryCrossEntropy
 from .buckets import BucketedSoftmax
 from .hierarchical import HierarchicalSoftmax
 from .pairwise import BPR, Margin, Warp
+from .perturbed import Perturbed
 from .row_loss import LogSumExpRowLoss, Loss, RowLoss
 from .softmax import BilateralSoftmax, SampledSoftmax
 from .squared import CCL, SquaredGramian
@@ -26,6 +27,7 @@ Losses = (
     | HierarchicalSoftmax
     | Margin
     | NCE
+    | Perturbed
     | SGNS
     | SampledSoftmax
     | SquaredGramian
@@ -52,6 +54,7 @@ __all__ = [
     "Loss",
     "Losses",
     "Margin",
+    "Perturbed",
     "RowLoss",
     "SampledSoftmax",
     "SquaredGramian",

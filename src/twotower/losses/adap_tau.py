@@ -121,8 +121,8 @@ class AdapTau(RowLoss):
         if "at_one" in notes:
             self._remember_losses(encoded, notes)
         shared = encoded.shared
-        log_share_N = shared.log_weight - torch.nan_to_num(shared.log_count)  # an item drawn stands for 1 / c items
-        weight_N = log_share_N.double().exp()
+        share = (shared.log_weight - torch.nan_to_num(shared.log_count)).double().exp()  # stands for 1 / c items
+        weight_N = share if share.dim() == 1 else share.mean(0)
         vectors = ((self.query_sum, encoded.query_BD.double(), torch.ones_like(encoded.query_BD[:, 0]).double()),)
         for total, vector, weight in (*vectors, (self.item_sum, encoded.column_ND.double(), weight_N)):
             total += torch.cat([weight @ vector, weight.sum()[None]])

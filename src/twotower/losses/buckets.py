@@ -125,13 +125,23 @@ def part_of(encoded: Encoded, query_b: Tensor, column_y: Tensor, total_weight: T
         query_BD=encoded.query_BD.index_select(0, query_b),
         positive_slot_P=encoded.positive_slot_P[pair_p],
         column_ND=encoded.column_ND.index_select(0, column_y),
-        shared=_some(encoded.shared, column_y),
+        shared=_columns(encoded.shared, column_y, query_b),
         slot_BK=encoded.slot_BK[query_b],
-        own=_some(encoded.own, query_b),
+        own=_rows(encoded.own, query_b),
         positive_log_count_P=encoded.positive_log_count_P[pair_p],
         total_weight=total_weight,
     ), pair_p
 
 
-def _some(block: Block, at: Tensor) -> Block:
-    return replace(block, row=block.row[at], log_count=block.log_count[at], log_weight=block.log_weight[at])
+def _columns(shared: Block, column_y: Tensor, query_b: Tensor) -> Block:
+    log_count = shared.log_count if shared.log_count.dim() == 1 else shared.log_count[query_b]
+    return replace(
+        shared,
+        row=shared.row[column_y],
+        log_count=log_count[..., column_y],
+        log_weight=shared.log_weight[column_y],
+    )
+
+
+def _rows(own: Block, query_b: Tensor) -> Block:
+    return replace(own, row=own.row[query_b], log_count=own.log_count[query_b], log_weight=own.log_weight[query_b])

@@ -33,6 +33,10 @@ class Loss(Part):
         """Whether it needs the expected count of every candidate."""
         return False
 
+    def compared(self) -> Loss:
+        """The loss that compares positives with candidates: itself, or the one that it is made of."""
+        return self
+
 
 class RowLoss(Loss):
     """A loss that is a sum over positives, each compared with the candidates of its query.
@@ -53,6 +57,8 @@ class RowLoss(Loss):
     """Whether correction ``all`` has a meaning for this loss."""
     needs_counts: ClassVar[bool] = False
     """Whether expected counts are part of the formula, corrected or not."""
+    any_scale_of_counts: ClassVar[bool] = False
+    """Whether a factor that all counts of a query have in common leaves the gradient as it is."""
     needs_unit_vectors: ClassVar[bool] = False
     """Whether the formula takes scores for cosines."""
     positive_may_be_noise: ClassVar[bool] = False

@@ -97,10 +97,14 @@ class SampledSoftmax(LogSumExpRowLoss):
 class BilateralSoftmax(LogSumExpRowLoss):
     """-p + exponent * log sum_j w_j e^{s_j}, scores over the temperature; the positive is not in the sum.
 
-    An exponent over 1 presses harder on popular candidates, one under 1 tolerates noisy positives more.
+    An exponent over 1 presses harder on popular candidates, one under 1 tolerates noisy positives more. At 1 its
+    gradient by the candidates' scores is the self-normalised importance estimate of the full softmax's: counts may be
+    known up to one factor a query only (Markov chains), though then the value of the loss means nothing.
 
     Source: Wu et al., BSL, ICDE 2024, arXiv 2312.12882 (the authors' code, form "reweight").
     """
+
+    any_scale_of_counts: ClassVar[bool] = True
 
     temperature: float = 0.1
     exponent: float = 1.0

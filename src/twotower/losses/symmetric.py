@@ -56,6 +56,9 @@ class Symmetric(Loss):
     def uses_counts(self) -> bool:
         return self.of.uses_counts()
 
+    def compared(self) -> Loss:
+        return self.of
+
     def current_temperature(self) -> Tensor | float:
         """That of the loss."""
         return self.of.current_temperature()

@@ -2,32 +2,97 @@
 
 from .alias import AliasTable
 from .batch import InBatch, Rotations
+from .chains import MCNS, Chain, Gibbs, MetropolisHastings
+from .importance import (
+    AdaptiveImportance,
+    Estimate,
+    effective_sample_size,
+    importance_sampling,
+    monte_carlo,
+    self_normalised,
+)
 from .lists import Impressions
-from .mined import DNS, Mined, Pool
+from .mined import AHNS, BNS, DNS, SIR, Mined, Pool, Pooled, SoftmaxDNS
 from .mixgcf import MixGCF
 from .mixture import Mixture
+from .policy import IRGAN, RNS, Policy
+from .positive_aware import PositiveAware
+from .queue import Queue
+from .rank_window import RankWindow
+from .ranked import AOBPR, FirstViolation
 from .sampler import Density, Look, Sampler, propose
+from .srns import SRNS
 from .static import Catalogue, Popularity, Uniform
 
-Negatives = DNS | Catalogue | Impressions | InBatch | MixGCF | Mixture | Popularity | Rotations | Uniform
+Negatives = (
+    AHNS
+    | AOBPR
+    | AdaptiveImportance
+    | BNS
+    | Catalogue
+    | DNS
+    | FirstViolation
+    | Gibbs
+    | IRGAN
+    | Impressions
+    | InBatch
+    | MCNS
+    | MetropolisHastings
+    | MixGCF
+    | Mixture
+    | Popularity
+    | PositiveAware
+    | Queue
+    | RNS
+    | RankWindow
+    | Rotations
+    | SIR
+    | SRNS
+    | SoftmaxDNS
+    | Uniform
+)
 """Every sampler there is: the type of the setting, and the list that contract tests and the docs table go through."""
 
 __all__ = [
+    "AHNS",
+    "AOBPR",
+    "BNS",
     "DNS",
+    "IRGAN",
+    "MCNS",
+    "RNS",
+    "SIR",
+    "SRNS",
+    "AdaptiveImportance",
     "AliasTable",
     "Catalogue",
+    "Chain",
     "Density",
+    "Estimate",
+    "FirstViolation",
+    "Gibbs",
     "Impressions",
     "InBatch",
     "Look",
+    "MetropolisHastings",
     "Mined",
     "MixGCF",
     "Mixture",
     "Negatives",
+    "Policy",
     "Pool",
+    "Pooled",
     "Popularity",
+    "PositiveAware",
+    "Queue",
+    "RankWindow",
     "Rotations",
     "Sampler",
+    "SoftmaxDNS",
     "Uniform",
+    "effective_sample_size",
+    "importance_sampling",
+    "monte_carlo",
     "propose",
+    "self_normalised",
 ]

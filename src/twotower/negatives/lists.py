@@ -8,6 +8,7 @@ from dataclasses import field
 import torch
 from torch import Tensor
 
+from ..data.thinning import keep_probability
 from ..errors import ConfigError
 from ..part import Facts
 from ..records import NEG_INF, Batch, Block, spans
@@ -90,7 +91,7 @@ class Impressions(Sampler):
         weight_L = times_L.double() ** self.alpha
         if self.thin is not None:
             times_M = torch.zeros(facts.n_items, dtype=torch.float64).index_add_(0, lists.value, times_L.double())
-            weight_L *= _kept(times_M / times_M.sum(), self.thin)[lists.value]
+            weight_L *= keep_probability(times_M / times_M.sum(), t=self.thin)[lists.value]
         owner_L = lists.owner()
         total_Q = torch.zeros(len(lists), dtype=torch.float64).index_add_(0, owner_L, weight_L)
         share_L = weight_L / total_Q[owner_L]
@@ -149,12 +150,6 @@ def drawn(until_L: Tensor, start_B: Tensor, stop_B: Tensor, n: int, rng: torch.G
 def _until(weight_L: Tensor) -> Tensor:
     """[L + 1] summed weights before each place, and of all."""
     return torch.cat([weight_L.new_zeros(1), weight_L.cumsum(0)])
-
-
-def _kept(share_M: Tensor, t: float) -> Tensor:
-    """[M] with which probability an event of each item stays; 1 where it has none."""
-    ratio_M = t / share_M
-    return (ratio_M.sqrt() + ratio_M).clamp(max=1.0)
 
 
 def _scores(look: Look, owner_T: Tensor, item_T: Tensor) -> Tensor:

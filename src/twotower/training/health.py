@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..losses import Loss, RowLoss, Symmetric
+from ..losses import Loss, RowLoss
 from ..records import NEG_INF, Encoded
 from ..scoring import Lines, Scores, pair_dots
 
@@ -56,14 +56,14 @@ def examine(loss: Loss, encoded: Encoded, notes: dict[str, Tensor], step: int) -
 
     Scores are similarities over the loss's temperature, uncorrected, as they rank; weights (repeats, correction) and
     exclusions are the loss's own. Where it leaves a positive among its own candidates (``exclude = "none"``) that is
-    left out here, for it is no negative; positives without a candidate do not count. Of ``Symmetric`` the way from
-    queries to items is looked at; a loss without lines of candidates has the similarity only.
+    left out here, for it is no negative; positives without a candidate do not count. Of a loss made of
+    another that one is looked at, of ``Symmetric`` the way from queries to items; a loss without lines of candidates
+    has the similarity only.
 
     Looked at are ``MOST_ITEMS`` items and ``MOST_LINES`` neighbouring lines, fewer where they would have more than
     ``MOST_SCORES`` scores, from a place drawn by ``step``.
     """
-    while isinstance(loss, Symmetric):
-        loss = loss.of
+    loss = loss.compared()
     with torch.no_grad():
         item_similarity = mean_similarity(encoded.table_TD[:: -(-len(encoded.table_TD) // MOST_ITEMS)])
         if not isinstance(loss, RowLoss):

@@ -261,6 +261,7 @@ class Loop:
             batch_size=training.batch_size,
             shown=shown,
             query_weight=training.query_weight,
+            thin=training.thin,
             seed=training.seed,
         )
         torch.manual_seed(training.seed)

@@ -102,9 +102,9 @@ class Model(nn.Module):
         """Every embedding table by name: those of the towers, and what a loss or a sampler learns row by row."""
         parts = (("", self.towers.weights), ("loss", self.loss), ("negatives", self.negatives))
         return {
-            f"{part}{name}".strip("/").replace("/", "."): module
+            f"{part}.{name}".replace("/", ".").strip("."): module
             for part, holder in parts
-            for name, module in holder.named_modules(prefix="/" if part else "")
+            for name, module in holder.named_modules()
             if isinstance(module, Table)
         }
 

@@ -1,0 +1,1 @@
+"""Negatives from the unlabelled spans of each sentence."""

@@ -1,0 +1,452 @@
+"""Markov chains over the catalogue whose law becomes that of the current model: p^alpha, without a sum over all items.
+
+A chain of each query's own moves a few steps a batch and is carried on to the query's next batch. Its target
+
+    pi(i | u)  ∝  exp(alpha s(u, i) / temperature)
+
+is known up to a factor a query, which is all that a chain needs to move, and all that it can tell (``relative``).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import field
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..part import Facts
+from ..records import NEG_INF, Batch, Block, Encoded, Ragged
+from .sampler import Look, Sampler, dots, require_some, scores
+from .static import Popularity, Uniform
+
+_WALKS = 4
+"""Random walks for each neighbour that is wanted."""
+_WALKS_AT_A_TIME = 2**22
+_SLICES_AT_A_TIME = 2**22
+"""Scores of slices: 32 MiB of float64."""
+
+
+def acceptance(log_forth: Tensor, log_back: Tensor) -> Tensor:
+    """min(1, back / forth) of a proposed move from i to j, in balance for any target: the flow forth is pi_i k(j | i),
+    and back pi_j k(i | j), each up to one factor; 0 where the move back is impossible.
+
+    Source: Hastings, Monte Carlo sampling methods using Markov chains and their applications (Biometrika 1970).
+    """
+    return (log_back - log_forth).clamp(max=0.0).exp().masked_fill(log_back == NEG_INF, 0.0)
+
+
+class Chain(Sampler):
+    """n chains of each query's own, whose law tends to pi ∝ exp(alpha score / temperature): rows [B, n].
+
+    A query's chains go on where its last batch left them, ``steps`` further; new ones, and those of a query without an
+    id, start with ``burn_in`` steps. ``log_count`` is alpha score / temperature: it is true once the chains have mixed,
+    up to one factor a query. So counts correct losses that keep the positive out of the sum, and no others.
+
+    A peaked target mixes slowly (10 steps may be far from enough where 1000 are): take a mild one, of small
+    alpha / temperature. ``kernel`` tells how fast: TV distance to the target falls with its powers.
+
+    The state is one row (int32) for each query and chain.
+
+    Raises ConfigError where n or steps is below 1, burn_in below 0, alpha not finite or temperature not positive.
+    """
+
+    density = "relative"
+
+    n: int = field(kw_only=False)
+    steps: int = 10
+    burn_in: int = 50
+    alpha: float = 1.0
+    temperature: float = 0.05
+
+    chain_Qn: Tensor = field(init=False)
+    """Item row of each query's chains; -1: not started."""
+
+    def __post_init__(self) -> None:
+        require_some(self, self.n)
+        name = type(self).__name__
+        for setting, found, least in (("steps", self.steps, 1), ("burn_in", self.burn_in, 0)):
+            if found < least:
+                raise ConfigError(f"{name}: {setting} is {found}, expected at least {least}: chains move to mix")
+        if not math.isfinite(self.alpha):
+            raise ConfigError(f"{name}: alpha is {self.alpha}, expected a number: 1 for the softmax, 0 for a flat law")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"{name}: temperature is {self.temperature}, expected a positive number, as the loss has")
+
+    def setup(self, facts: Facts) -> None:
+        chain_Qn = torch.full((len(facts.query_count_Q), self.n), -1, dtype=torch.int32)
+        self.register_buffer("chain_Qn", chain_Qn)
+
+    @abstractmethod
+    def start(self, batch: Batch, look: Look, rng: torch.Generator) -> Tensor:
+        """[B, n] rows that chains may start from."""
+
+    @abstractmethod
+    def walk(
+        self, row_Cn: Tensor, steps: int, query_C: Tensor, batch: Batch, look: Look, rng: torch.Generator
+    ) -> Tensor:
+        """[C, n] where the chains of the batch's queries ``query_C`` are after ``steps`` steps from ``row_Cn``."""
+
+    @abstractmethod
+    def kernel(self, log_target_M: Tensor, batch: Batch, look: Look) -> Tensor:
+        """[M, M] float64 K_ij = P(one step leads from i to j) for a target known up to a factor. For small catalogues:
+        to check the balance pi_i K_ij = pi_j K_ji, and to see how fast chains mix."""
+
+    def is_closed(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
+        """Shape of ``row``: items where chains never come."""
+        return torch.zeros_like(row, dtype=torch.bool)
+
+    def log_target(self, query_CD: Tensor, row: Tensor, batch: Batch, look: Look) -> Tensor:
+        """[C, N] or [C, K] alpha score / temperature; -inf where chains never come."""
+        log_target = scores(query_CD, row, look).float() * (self.alpha / self.temperature)
+        return log_target.masked_fill(self.is_closed(row, batch, look), NEG_INF)
+
+    def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
+        row_Bn = self._carried(batch.query_B)
+        # A state from before the data changed may hold items that chains can't leave.
+        is_new_B = ((row_Bn < 0) | self.is_closed(row_Bn.clamp(min=0), batch, look)).any(1)
+        new_C = is_new_B.nonzero()[:, 0]
+        if len(new_C):
+            first_Cn = self.start(batch, look, rng)[new_C]
+            row_Bn[new_C] = self.walk(first_Cn, self.burn_in, new_C, batch, look, rng)
+        every_B = torch.arange(len(row_Bn), device=row_Bn.device)
+        return (Block.of(self.walk(row_Bn, self.steps, every_B, batch, look, rng)),)
+
+    def log_count(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
+        return self.log_target(look.query_BD, row, batch, look)
+
+    def observe(self, blocks: tuple[Block, ...], encoded: Encoded, look: Look) -> Tensor | None:
+        """Keep where the chains are. Of several lines of one query, the first."""
+        for block in blocks:
+            query_B, order_B = encoded.batch.query_B.sort(stable=True)
+            is_first_B = query_B >= 0
+            is_first_B[1:] &= query_B[1:] != query_B[:-1]
+            self.chain_Qn[query_B[is_first_B]] = block.row[order_B[is_first_B]].int()
+        return None
+
+    def _carried(self, query_B: Tensor) -> Tensor:
+        row_Bn = query_B.new_full((len(query_B), self.n), -1)
+        with_id = (query_B >= 0).nonzero()[:, 0]
+        row_Bn[with_id] = self.chain_Qn[query_B[with_id]].long()
+        return row_Bn
+
+
+class MetropolisHastings(Chain):
+    """Chains that propose items by a fixed law q, whatever they hold, and accept by what target and law say.
+
+        from i, propose j ~ q, accept with probability min(1, pi_j q_i / (pi_i q_j))
+
+    ``of`` is q: a law with its exact density, drawn with replacement for each query, as many items at a time as its own
+    n. An item that it never offers is never visited. All proposals are drawn before the first step and scored at once:
+    n times ``steps`` item vectors a query. Chains mix within a few times max pi / q steps, so the closer q is to the
+    target the better.
+
+    Take it for negatives as hard as the softmax's at the cost of some random candidates, where the target is mild; a
+    peaked one is better served by ``Gibbs``.
+
+    Raises ConfigError where ``of`` is no such law.
+
+    Source: Hastings, Monte Carlo sampling methods using Markov chains and their applications (Biometrika 1970), section
+    2.5 for independent proposals.
+    """
+
+    of: Sampler = field(default_factory=lambda: Uniform(32, per_query=True))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_own_draws(self, self.of)
+
+    def setup(self, facts: Facts) -> None:
+        super().setup(facts)
+        self.of.setup(facts)
+
+    def start(self, batch: Batch, look: Look, rng: torch.Generator) -> Tensor:
+        return proposals(self.of, self.n, batch, look, rng)
+
+    def is_closed(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
+        return _never_offered(self.of, row, batch, look)
+
+    def walk(
+        self, row_Cn: Tensor, steps: int, query_C: Tensor, batch: Batch, look: Look, rng: torch.Generator
+    ) -> Tensor:
+        at_CL = torch.cat([row_Cn, proposals(self.of, self.n * steps, batch, look, rng)[query_C]], 1)
+        log_target_CL = self.log_target(look.query_BD[query_C], at_CL, batch, look)
+        log_q_CL = self.of.log_count(at_CL, batch, look)
+        row: Tensor
+        row, *proposed = at_CL.split(self.n, 1)
+        log_target, *log_targets = log_target_CL.split(self.n, 1)
+        log_q, *log_qs = log_q_CL.split(self.n, 1)
+        for row_j, log_target_j, log_q_j in zip(proposed, log_targets, log_qs, strict=True):
+            accepts = uniform(row.shape, rng, row.device) < acceptance(log_target + log_q_j, log_target_j + log_q)
+            row = torch.where(accepts, row_j, row)
+            log_target = torch.where(accepts, log_target_j, log_target)
+            log_q = torch.where(accepts, log_q_j, log_q)
+        return row
+
+    def kernel(self, log_target_M: Tensor, batch: Batch, look: Look) -> Tensor:
+        return _global_kernel(self.of, log_target_M, batch, look)
+
+
+class Gibbs(Chain):
+    """Chains that redraw one of an item's two coordinates at a time, by the exact law of the target given the other.
+
+    The catalogue is laid out at random on a grid of about √M by √M cells: item i = (a, b). Given the column, the row is
+    redrawn by the softmax over that column's cells, then the column given the row: acceptance is 1. Walks begin and end
+    with a redraw of the column, so that a step is in balance (R C R, and R R = R for an exact redraw).
+
+    A redraw costs √M scores a chain, where the softmax itself costs M a query; the whole catalogue goes through the
+    item tower once a batch (twice where chains start). So it pays where towers are cheap and 2 n steps is well below
+    √M. It goes further in a step than ``MetropolisHastings``, which on a peaked target rejects nearly all.
+
+    Source: Geman and Geman, Stochastic relaxation, Gibbs distributions, and the Bayesian restoration of images (IEEE
+    TPAMI 1984).
+    """
+
+    steps: int = 1
+    burn_in: int = 10
+
+    grid_RC: Tensor = field(init=False)
+    """Item row of each cell; -1: an empty cell, at the end of the last row."""
+    cell_M: Tensor = field(init=False)
+
+    def setup(self, facts: Facts) -> None:
+        super().setup(facts)
+        n_columns = math.isqrt(max(facts.n_items - 1, 0)) + 1
+        n_rows = -(-facts.n_items // n_columns)
+        order_M = torch.randperm(facts.n_items, generator=torch.Generator().manual_seed(0))
+        grid = torch.full((n_rows * n_columns,), -1)
+        grid[: facts.n_items] = order_M
+        # Any layout is right, so that of tomorrow's catalogue may be another.
+        self.register_buffer("grid_RC", grid.view(n_rows, n_columns), persistent=False)
+        self.register_buffer("cell_M", order_M.argsort(), persistent=False)
+
+    def start(self, batch: Batch, look: Look, rng: torch.Generator) -> Tensor:
+        shape = (len(batch.query_B), self.n)
+        return torch.randint(len(self.cell_M), shape, generator=rng, device=rng.device).to(self.cell_M.device)
+
+    def walk(
+        self, row_Cn: Tensor, steps: int, query_C: Tensor, batch: Batch, look: Look, rng: torch.Generator
+    ) -> Tensor:
+        table_MD = look.items(torch.arange(len(self.cell_M), device=self.cell_M.device))
+        query_CD = look.query_BD[query_C]
+        size = max(1, _SLICES_AT_A_TIME // (self.n * max(self.grid_RC.shape)))
+        walked = []
+        for row, query in zip(row_Cn.split(size), query_CD.split(size), strict=True):
+            row = self._redraw_column(row, query, table_MD, rng)
+            for _ in range(steps):
+                row = self._redraw_row(row, query, table_MD, rng)
+                row = self._redraw_column(row, query, table_MD, rng)
+            walked.append(row)
+        return torch.cat(walked) if walked else row_Cn
+
+    def _redraw_column(self, row_Cn: Tensor, query_CD: Tensor, table_MD: Tensor, rng: torch.Generator) -> Tensor:
+        return self._redraw(self.grid_RC[self.cell_M[row_Cn] // self.grid_RC.shape[1]], query_CD, table_MD, rng)
+
+    def _redraw_row(self, row_Cn: Tensor, query_CD: Tensor, table_MD: Tensor, rng: torch.Generator) -> Tensor:
+        return self._redraw(self.grid_RC.T[self.cell_M[row_Cn] % self.grid_RC.shape[1]], query_CD, table_MD, rng)
+
+    def _redraw(self, cells_CnS: Tensor, query_CD: Tensor, table_MD: Tensor, rng: torch.Generator) -> Tensor:
+        """[C, n] one of the items of each slice, by the target."""
+        score_CnS = dots(query_CD, table_MD, cells_CnS.clamp(min=0).flatten(1)).view(cells_CnS.shape)
+        log_target_CnS = (score_CnS.double() * (self.alpha / self.temperature)).masked_fill(cells_CnS < 0, NEG_INF)
+        cdf_CnS = log_target_CnS.softmax(2).cumsum(2)
+        height_Cn1 = uniform((*cells_CnS.shape[:2], 1), rng, cells_CnS.device) * cdf_CnS[..., -1:]
+        return cells_CnS.gather(2, torch.searchsorted(cdf_CnS, height_Cn1, right=True))[..., 0]
+
+    def kernel(self, log_target_M: Tensor, batch: Batch, look: Look) -> Tensor:
+        column, row = self.redraw_kernels(log_target_M)
+        return column @ row @ column
+
+    def redraw_kernels(self, log_target_M: Tensor) -> tuple[Tensor, Tensor]:
+        """[M, M] each: a redraw of the column, and one of the row; each is in balance on its own."""
+        n_columns = self.grid_RC.shape[1]
+        row_M, column_M = self.cell_M // n_columns, self.cell_M % n_columns
+        column, row = (
+            log_target_M.double().expand(len(at_M), -1).masked_fill(at_M[:, None] != at_M, NEG_INF).softmax(1)
+            for at_M in (row_M, column_M)
+        )
+        return column, row
+
+
+class MCNS(Chain):
+    """Chains over p^alpha that propose half the time any item, and half the time a neighbour of the one they hold.
+
+        any:         j ~ q,                   accept with min(1, pi_j q_i / (pi_i q_j))
+        neighbour:   j ~ uniform over N(i),   accept with min(1, pi_j |N(i)| / (pi_i |N(j)|))
+
+    The target is sub-linear in the model's own softmax (alpha 1/4): negatives that are correlated with the positives,
+    which keeps the order that the model learns and lowers its risk. Items are neighbours where one is among the
+    ``neighbours`` that random walks item, query, item reach most often from the other, both ways; an item without any
+    stays where a neighbour is asked for. Each kernel is in balance, and so is a coin's choice among them.
+
+    It differs from the authors' code in what broke the balance there: each kernel counts its own density (theirs fell
+    back to q where there is no way back), and each chain has chances of its own (theirs shared one number by the
+    batch). Chains are carried by query, not from query to query along a walk of the graph.
+
+    The item tower sees n items a query each step. Memory for neighbours is up to 2 M ``neighbours`` rows (int32), and
+    ``setup`` walks 4 M ``neighbours`` times. Take it for graph-like data, where neighbours lead to hard negatives
+    quickly; with other data ``MetropolisHastings`` does the same for less.
+
+    Raises ConfigError where ``of`` isn't a law with its exact density, drawn with replacement for each query, or
+    neighbours is below 1.
+
+    Source: Yang et al., Understanding negative sampling in graph representation learning (KDD 2020), section 3 and
+    Algorithm 1.
+    """
+
+    alpha: float = 0.25
+    neighbours: int = 100
+    of: Sampler = field(default_factory=lambda: Popularity(32, per_query=True))
+
+    offset_M: Tensor = field(init=False)
+    near: Tensor = field(init=False)
+    """Neighbours of item i: ``near[offset_M[i]:offset_M[i + 1]]``, rising."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_own_draws(self, self.of)
+        if self.neighbours < 1:
+            raise ConfigError(
+                f"MCNS: neighbours is {self.neighbours}, expected at least 1; without any it is MetropolisHastings"
+            )
+
+    def setup(self, facts: Facts) -> None:
+        super().setup(facts)
+        self.of.setup(facts)
+        found = two_hop_neighbours(facts.pairs, facts.n_items, self.neighbours)
+        # Follow from the data, so they are not saved.
+        self.register_buffer("offset_M", found.offset, persistent=False)
+        self.register_buffer("near", found.value.int(), persistent=False)
+
+    def start(self, batch: Batch, look: Look, rng: torch.Generator) -> Tensor:
+        return proposals(self.of, self.n, batch, look, rng)
+
+    def is_closed(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
+        return _never_offered(self.of, row, batch, look)
+
+    def walk(
+        self, row_Cn: Tensor, steps: int, query_C: Tensor, batch: Batch, look: Look, rng: torch.Generator
+    ) -> Tensor:
+        query_CD, row = look.query_BD[query_C], row_Cn
+        anywhere = proposals(self.of, self.n * steps, batch, look, rng)[query_C].split(self.n, 1) if steps else ()
+        log_target = self.log_target(query_CD, row, batch, look)
+        for any_row in anywhere:
+            is_near = uniform(row.shape, rng, row.device) < 0.5
+            row_j = torch.where(is_near, self._neighbour(row, rng), any_row)
+            log_target_j = self.log_target(query_CD, row_j, batch, look)
+            log_q, log_q_j = (self.of.log_count(at, batch, look) for at in (row, row_j))
+            log_forth = log_target + torch.where(is_near, -self._degree(row).log(), log_q_j)
+            log_back = log_target_j + torch.where(is_near, -self._degree(row_j).log(), log_q)
+            accepts = uniform(row.shape, rng, row.device) < acceptance(log_forth, log_back)
+            row = torch.where(accepts, row_j, row)
+            log_target = torch.where(accepts, log_target_j, log_target)
+        return row
+
+    def _degree(self, row: Tensor) -> Tensor:
+        """Neighbours of each item; its own only one where it has none."""
+        return (self.offset_M[row + 1] - self.offset_M[row]).clamp(min=1)
+
+    def _neighbour(self, row: Tensor, rng: torch.Generator) -> Tensor:
+        """Any of each item's neighbours; itself where it has none."""
+        start, stop = self.offset_M[row], self.offset_M[row + 1]
+        at = start + (uniform(row.shape, rng, row.device) * (stop - start)).long()
+        padded = torch.nn.functional.pad(self.near, (0, 1))
+        return torch.where(stop > start, padded[at].long(), row)
+
+    def kernel(self, log_target_M: Tensor, batch: Batch, look: Look) -> Tensor:
+        n_items = len(log_target_M)
+        item = torch.arange(n_items, device=self.near.device)
+        log_target_M = log_target_M.masked_fill(self.is_closed(item, batch, look), NEG_INF)
+        is_near_MM = torch.zeros(n_items, n_items, dtype=torch.bool, device=self.near.device)
+        is_near_MM[item.repeat_interleave(self.offset_M[1:] - self.offset_M[:-1]), self.near.long()] = True
+        log_near_MM = (-self._degree(item).double().log())[:, None].expand(n_items, -1)
+        near_MM = _kernel(log_near_MM.masked_fill(~is_near_MM, NEG_INF), log_target_M)
+        return (_global_kernel(self.of, log_target_M, batch, look) + near_MM) / 2
+
+
+def _kernel(log_proposal_MM: Tensor, log_target_M: Tensor) -> Tensor:
+    """[M, M] transitions of proposals log k(j | i) at [i, j] that are accepted in balance."""
+    log_forth_MM = log_target_M.double()[:, None] + log_proposal_MM
+    moves_MM = log_proposal_MM.exp() * acceptance(log_forth_MM, log_forth_MM.T)
+    moves_MM.fill_diagonal_(0.0)
+    return moves_MM + (1 - moves_MM.sum(1)).diag()
+
+
+def _global_kernel(of: Sampler, log_target_M: Tensor, batch: Batch, look: Look) -> Tensor:
+    row_M = torch.arange(len(log_target_M), device=log_target_M.device)
+    log_q_M = of.log_count(row_M, batch, look).double().log_softmax(0)
+    return _kernel(log_q_M.expand(len(row_M), -1), log_target_M)
+
+
+def _never_offered(of: Sampler, row: Tensor, batch: Batch, look: Look) -> Tensor:
+    return of.log_count(row, batch, look) == NEG_INF
+
+
+def require_own_draws(sampler: Sampler, of: Sampler) -> None:
+    """ConfigError where ``of`` is no fixed law that each query has draws of its own by."""
+    if of.density != "exact" or not getattr(of, "per_query", False):
+        raise ConfigError(
+            f"{type(sampler).__name__}: of is {of!r}, expected a law that proposes items to each query on its own and "
+            "knows their density exactly, such as Uniform(32, per_query=True)"
+        )
+
+
+def proposals(of: Sampler, n: int, batch: Batch, look: Look, rng: torch.Generator) -> Tensor:
+    """[B, n] independent draws."""
+    drawn, wanted = [batch.item_P.new_zeros(len(batch.query_B), 0)], n
+    while wanted > 0:
+        (block,) = of.draw(batch, look, rng)
+        drawn.append(block.row[:, :wanted])
+        wanted -= block.row.shape[1]
+    return torch.cat(drawn, 1)
+
+
+def uniform(shape: tuple[int, ...], rng: torch.Generator, device: torch.device) -> Tensor:
+    """Float64 numbers from 0 to below 1."""
+    return torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64).to(device)
+
+
+def two_hop_neighbours(pairs: Ragged, n_items: int, most: int) -> Ragged:
+    """[M] lists of the items that share queries with each, rising: a symmetric relation.
+
+    From each item 4 times ``most`` random walks go to a query that has it and on to an item of that query's; the
+    ``most`` items they end at most often are near. Items are neighbours where either is near the other. The walks are
+    the same for the same data.
+    """
+    item_E, query_E = pairs.value.cpu(), pairs.owner().cpu()
+    start_Q, length_Q = pairs.offset.cpu()[:-1], pairs.lengths().cpu()
+    by_item = item_E.sort(stable=True).indices
+    count_M = item_E.bincount(minlength=n_items)
+    start_M = count_M.cumsum(0) - count_M
+    rng = torch.Generator().manual_seed(0)
+    n_walks, keys = most * _WALKS, []
+    for item_C in count_M.nonzero()[:, 0].split(max(1, _WALKS_AT_A_TIME // n_walks)):
+        from_W = item_C.repeat_interleave(n_walks)
+        query_W = query_E[by_item[_any_of(start_M[from_W], count_M[from_W], rng)]]
+        to_W = item_E[_any_of(start_Q[query_W], length_Q[query_W], rng)]
+        moved = to_W != from_W
+        key, times = (from_W * n_items + to_W)[moved].unique(return_counts=True)
+        from_E, to_E = _most_often(key // n_items, key % n_items, times, most)
+        keys += [from_E * n_items + to_E, to_E * n_items + from_E]
+    key = torch.cat(keys).unique() if keys else item_E[:0]
+    offset = torch.zeros(n_items + 1, dtype=torch.int64)
+    torch.cumsum((key // n_items).bincount(minlength=n_items), 0, out=offset[1:])
+    device = pairs.value.device
+    return Ragged(offset=offset.to(device), value=(key % n_items).to(device))
+
+
+def _any_of(start: Tensor, length: Tensor, rng: torch.Generator) -> Tensor:
+    """One place of each span."""
+    return start + (uniform(start.shape, rng, start.device) * length).long()
+
+
+def _most_often(from_E: Tensor, to_E: Tensor, times_E: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Of the pairs of each item, sorted by it, those met most often; the lower rows of equal ones."""
+    order = times_E.argsort(descending=True, stable=True)
+    order = order[from_E[order].argsort(stable=True)]
+    from_E, to_E = from_E[order], to_E[order]
+    first_E = torch.searchsorted(from_E, from_E)
+    kept = torch.arange(len(from_E)) - first_E < most
+    return from_E[kept], to_E[kept]

@@ -1,0 +1,222 @@
+"""Hard items that the model is unsure of: those it always ranks high are probably positives nobody recorded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..part import Facts
+from ..records import NEG_INF, Batch, Block, Encoded
+from .mined import best, gumbel, positive_scores
+from .sampler import Look, Sampler, require_some
+
+_VISITS = 5
+"""A standard deviation is that of so many last visits."""
+
+_TILE = 2**22
+"""Most numbers of candidates' vectors that are held at a time: 16 MiB of float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Visit:
+    """What a step leaves in the buffers: of V distinct queries that have a row."""
+
+    query_V: Tensor
+    pool_VP: Tensor
+    history_VPT: Tensor
+    memory_VS: Tensor
+    visits_V: Tensor
+
+
+class SRNS(Sampler):
+    """Of a query's memory, the n items with the largest P_j + alpha_t std(P_j): high scores that go up and down.
+
+        P_j     = sigmoid(s_j - s_y)                                    s_y the mean score of the query's positives
+        std     = of P_j at the last 5 visits of the query, this one included
+        alpha_t = alpha min(1, epoch / warm_up_epochs)
+
+    A query has a pool of random items that it watches, and a memory of some places of it. A visit records P of the
+    whole pool, chooses from the memory, and then renews the memory: of the old one and ``fresh`` other places of the
+    pool, evenly drawn, ``memory`` stay, drawn without replacement by softmax(s_j / temperature). Then ``turnover``
+    places of the pool, in turn, get new items, whose history starts anew: an item is watched for pool / turnover
+    visits. A pool of at least M places is the whole catalogue and has no turnover.
+
+    Where a query comes several times in a batch, all choose from the same memory, and the first renews it. Queries
+    without a row choose each time from a memory of a new pool: plain DNS.
+
+    It costs B times ``pool`` scores a step, and it has state for each of Q queries, saved with a checkpoint:
+    4 bytes a place of the pool for its item and 10 for its history, 4 bytes a place of the memory; 1.8 KB a query by
+    default, 1.8 GB for a million.
+
+    Choose it where many positives are unrecorded and queries come often (tens of events each): DNS keeps hitting false
+    negatives there. A query that comes twice has no standard deviation to speak of, and SRNS is DNS at a higher price.
+
+    Raises ConfigError where queries have no id, and where a size is not positive or the memory does not fit the pool.
+
+    Source: Ding et al., Simplify and robustify negative sampling for implicit collaborative filtering (NeurIPS 2020),
+    algorithm 1; as there alpha 5, 50 epochs, memory 8, fresh 64 of MovieLens-1M (whose temperature
+    is 10). There pools of 3000 are scored once an epoch and are all replaced after it.
+    """
+
+    density = "none"
+
+    n: int = 1
+    pool: int = 128
+    memory: int = 8
+    fresh: int = 64
+    turnover: int = 8
+    alpha: float = 5.0
+    warm_up_epochs: float = 50.0
+    temperature: float = 1.0
+
+    pool_QP: Tensor = field(init=False)
+    """Item rows, -1 before the first visit."""
+    history_QPT: Tensor = field(init=False)
+    """P at the last visits, in turn; nan before."""
+    memory_QS: Tensor = field(init=False)
+    """Places of the pool; -1 for none."""
+    visits_Q: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        require_some(self, self.n)
+        for name, least in (("memory", self.n), ("pool", self.memory), ("fresh", 0), ("turnover", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"SRNS: {name} is {getattr(self, name)}, expected at least {least}")
+        if self.fresh > self.pool - self.memory:
+            raise ConfigError(
+                f"SRNS: fresh is {self.fresh}, expected at most pool - memory, {self.pool - self.memory}: it comes "
+                "from the rest of the pool"
+            )
+        if self.turnover > self.pool:
+            raise ConfigError(f"SRNS: turnover is {self.turnover}, expected at most pool, {self.pool}")
+        if not 0 <= self.alpha < math.inf:
+            raise ConfigError(f"SRNS: alpha is {self.alpha}, expected 0 or more")
+        for name in ("warm_up_epochs", "temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"SRNS: {name} is {getattr(self, name)}, expected a positive number")
+
+    def setup(self, facts: Facts) -> None:
+        n_queries = len(facts.query_count_Q)
+        if not n_queries:
+            raise ConfigError("negatives: SRNS has a memory for each query, but queries have no id: name one")
+        self.n_items, self.steps_per_epoch = facts.n_items, facts.steps_per_epoch
+        places = min(self.pool, facts.n_items)
+        self.whole = places == facts.n_items
+        history = torch.full((n_queries, places, _VISITS), float("nan"), dtype=torch.float16)
+        memory = torch.full((n_queries, min(self.memory, places)), -1, dtype=torch.int32)
+        self.register_buffer("pool_QP", torch.full((n_queries, places), -1, dtype=torch.int32))
+        self.register_buffer("history_QPT", history)
+        self.register_buffer("memory_QS", memory)
+        self.register_buffer("visits_Q", torch.zeros(n_queries, dtype=torch.int32))
+        self.visit: _Visit | None = None
+
+    def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
+        first_B = _first_lines(batch.query_B)
+        pool_BP, history_BPT, memory_BS, visits_B = self._recalled(batch.query_B, first_B, rng)
+        score_BP = _scores(look, pool_BP)
+        p_BP = torch.sigmoid(score_BP - positive_scores(batch, look)[:, None])
+        at_B = (visits_B % _VISITS)[:, None, None].expand(-1, p_BP.shape[1], 1)
+        history_BPT = history_BPT.scatter(2, at_B, p_BP[:, :, None].to(history_BPT.dtype))
+        known_BP = batch.known.holds(pool_BP)
+        renewed_BS = self._renewed(memory_BS, score_BP.masked_fill(known_BP, NEG_INF), rng)
+        kept = ((first_B == torch.arange(len(first_B), device=first_B.device)) & (batch.query_B >= 0)).nonzero()[:, 0]
+        self.visit = _Visit(  # the buffers are as they were until the step is observed
+            query_V=batch.query_B[kept],
+            pool_VP=pool_BP[kept],
+            history_VPT=history_BPT[kept],
+            memory_VS=renewed_BS[kept],
+            visits_V=visits_B[kept] + 1,
+        )
+        place_BS = memory_BS.clamp(min=0)
+        value_BS = p_BP.gather(1, place_BS) + self._alpha(look) * _deviation(history_BPT, place_BS)
+        row_BS = pool_BP.gather(1, place_BS)
+        closed_BS = (memory_BS < 0) | known_BP.gather(1, place_BS) | _again(row_BS)
+        at_Bn = best(value_BS.masked_fill(closed_BS, NEG_INF), self.n)
+        return (Block.chosen(row_BS.gather(1, at_Bn.clamp(min=0)).masked_fill(at_Bn < 0, -1)),)
+
+    def observe(self, blocks: tuple[Block, ...], encoded: Encoded, look: Look) -> Tensor | None:
+        visit = self.visit
+        if visit is not None:
+            self.pool_QP[visit.query_V] = visit.pool_VP.int()
+            self.history_QPT[visit.query_V] = visit.history_VPT
+            self.memory_QS[visit.query_V] = visit.memory_VS.int()
+            self.visits_Q[visit.query_V] = visit.visits_V.int()
+            self.visit = None
+        return None
+
+    def _recalled(
+        self, query_B: Tensor, first_B: Tensor, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pool [B, P], history [B, P, T], memory [B, S] and visits [B] of each query: those of its first line, new ones
+        for a query that has none, and places whose turn it is with new items."""
+        n_places, size = self.pool_QP.shape[1], self.memory_QS.shape[1]
+        device, shape = query_B.device, (len(query_B), n_places)
+        place_P = torch.arange(n_places, device=device)
+        if self.whole:
+            row_BP = place_P.expand(shape)
+        else:
+            row_BP = torch.randint(self.n_items, shape, generator=rng, device=rng.device).to(device)[first_B]
+        memory_BS = torch.rand(shape, generator=rng, device=rng.device).to(device)[first_B].topk(size, 1).indices
+        at_B = query_B.clamp(min=0)
+        visits_B = self.visits_Q[at_B].long().masked_fill(query_B < 0, 0)
+        is_new_B1 = (visits_B == 0)[:, None]
+        turnover = 0 if self.whole else self.turnover
+        is_turned_BP = is_new_B1 | ((place_P - visits_B[:, None] * turnover) % n_places < turnover)
+        return (
+            torch.where(is_turned_BP, row_BP, self.pool_QP[at_B].long()),
+            self.history_QPT[at_B].masked_fill(is_turned_BP[:, :, None], float("nan")),
+            torch.where(is_new_B1, memory_BS, self.memory_QS[at_B].long()),
+            visits_B,
+        )
+
+    def _renewed(self, memory_BS: Tensor, score_BP: Tensor, rng: torch.Generator) -> Tensor:
+        """[B, S] places of the next memory."""
+        remembered_BP = _marked(memory_BS, score_BP.shape[1])
+        lot_BP = torch.rand(score_BP.shape, generator=rng, device=rng.device).to(score_BP.device)
+        fresh = min(self.fresh, score_BP.shape[1] - memory_BS.shape[1])
+        fresh_BF = best(lot_BP.masked_fill(remembered_BP, NEG_INF), fresh)
+        union_BP = remembered_BP | _marked(fresh_BF, score_BP.shape[1])
+        turn_BP = score_BP / self.temperature + gumbel(score_BP.shape, rng).to(score_BP.device)
+        return best(turn_BP.masked_fill(~union_BP, NEG_INF), memory_BS.shape[1])
+
+    def _alpha(self, look: Look) -> float:
+        epoch = (look.step - 1) / self.steps_per_epoch
+        return self.alpha * min(1.0, epoch / self.warm_up_epochs)
+
+
+def _first_lines(query_B: Tensor) -> Tensor:
+    """[B] the first line of the batch that has the same query; its own where a query has no row."""
+    line_B = torch.arange(len(query_B), device=query_B.device)
+    of_B = torch.where(query_B >= 0, query_B, -1 - line_B).unique(return_inverse=True)[1]
+    return torch.full_like(line_B, len(line_B)).scatter_reduce_(0, of_B, line_B, "amin")[of_B]
+
+
+def _scores(look: Look, row_BP: Tensor) -> Tensor:
+    """[B, P] of each query with items of its own, some queries at a time."""
+    item_U, slot = row_BP.flatten().unique(return_inverse=True)
+    table_UD, slot_BP = look.items(item_U), slot.view(row_BP.shape)
+    step = max(1, _TILE // max(row_BP.shape[1] * table_UD.shape[1], 1))
+    tiles = zip(look.query_BD.split(step), slot_BP.split(step), strict=True)
+    return torch.cat([(table_UD[slot_CP] @ query_CD[:, :, None])[:, :, 0] for query_CD, slot_CP in tiles])
+
+
+def _deviation(history_BPT: Tensor, place_BS: Tensor) -> Tensor:
+    """[B, S] standard deviation of what is recorded of some places."""
+    p_BST = history_BPT.gather(1, place_BS[:, :, None].expand(-1, -1, _VISITS)).float()
+    mean_BS1 = p_BST.nanmean(2, keepdim=True)
+    return (p_BST - mean_BS1).square().nanmean(2).sqrt()
+
+
+def _marked(place_BS: Tensor, n_places: int) -> Tensor:
+    """[B, P] whether a place is among those given; -1 is none."""
+    mark = torch.zeros(len(place_BS), n_places + 1, dtype=torch.bool, device=place_BS.device)
+    return mark.scatter_(1, place_BS.where(place_BS >= 0, n_places), True)[:, :-1]
+
+
+def _again(row_BS: Tensor) -> Tensor:
+    """[B, S] whether the row was there before among those of the query."""
+    return (row_BS[:, :, None] == row_BS[:, None, :]).tril(-1).any(2)
