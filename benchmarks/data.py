@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.splits import write_lastfm, write_ml_100k
+from benchmarks.splits import write_kuairand, write_lastfm, write_ml_100k
 from benchmarks.tldr import write_tables
 from twotower.config import Run, load_run
 from twotower.demo import demo_run
@@ -23,6 +23,7 @@ def data_folder() -> Path:
 _MADE_OF: dict[str, Callable[[Path, Path], None]] = {
     "tldr": lambda source, out: write_tables(source / "pages.jsonl.gz", out),
     "lastfm": write_lastfm,
+    "kuairand-pure": write_kuairand,
     "ml-100k": write_ml_100k,
 }
 """Data whose files can't be read as they are: what makes tables of a folder in another."""
@@ -52,6 +53,7 @@ def committed_run(name: str, work: Path, set: Sequence[str] = ()) -> Run:
     data = replace(
         run.data,
         interactions=placed(run.data.interactions),
+        queries=placed(run.data.queries),
         items=placed(run.data.items),
         test=placed(run.data.test),
         store=str(work / "store"),

@@ -53,7 +53,7 @@ def fitted(run: Run, store: Store, part_E: np.ndarray, *, validate: bool) -> Fit
     with settings_of(run.training), Recorder(None) as recorder:
         if not validate:
             return refit(run, store, part_E, run.training.epochs, recorder=recorder)
-        unwatched = np.where(part_E == 0, part_E, -1).astype(np.int8)  # no validation on the way: only the end counts
+        unwatched = np.where(part_E == 1, -1, part_E).astype(np.int8)  # no validation on the way: only the end counts
         return fit_once(run, store, unwatched, recorder=recorder)
 
 

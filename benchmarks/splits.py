@@ -1,7 +1,8 @@
-"""Published splits of small data as tables: the pairs that count as liked, one file of train and one of test.
+"""Published data as tables that can be ingested: of splits the pairs that count as liked, a file of train and of test.
 
 lastfm     as split by LightGCN and used for the ladder of DENS: every line is a positive (user, artist, plays)
 ml-100k    IRGAN's split: a positive is a rating of 4 or 5; ratings below that are left out
+kuairand   no split: impressions with what was clicked, users with what they had watched before, videos
 """
 
 from __future__ import annotations
@@ -29,6 +30,19 @@ def write_ml_100k(source: Path, out: Path) -> None:
         table = _read(source / "irgan-split" / f"movielens-100k-{name}.txt")
         liked = table.filter(pc.greater_equal(table["value"], _LIKED_FROM))
         _write(liked.select(["user", "item"]), out / f"{name}.parquet")
+
+
+def write_kuairand(source: Path, out: Path) -> None:
+    """impressions.parquet; users.parquet with ``watched``, up to 50 videos from before; videos.parquet."""
+    impressions = pq.read_table(
+        source / "impressions_2022-04-25_30.parquet", columns=["user_id", "video_id", "time_ms", "is_click"]
+    )
+    _write(impressions, out / "impressions.parquet")
+    users = csv.read_csv(source / "user_features_pure.csv")
+    watches = pq.read_table(source / "user_sequences.parquet", columns=["user_id", "watch_seq"])
+    at = pc.index_in(users["user_id"], value_set=watches["user_id"].combine_chunks())
+    _write(users.append_column("watched", watches["watch_seq"].take(at)), out / "users.parquet")
+    _write(csv.read_csv(source / "video_features_basic_pure.csv"), out / "videos.parquet")
 
 
 def _read(path: Path) -> pa.Table:

@@ -226,6 +226,7 @@ def store_in_memory(sizes: Sizes) -> Store:
         item_row=item_E,
         weight=np.ones(len(item_E), np.float32),
         time_us=None,
+        taken=None,
         split=None,
         days=(),
         query_item_row=None,

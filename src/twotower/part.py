@@ -56,8 +56,10 @@ class Facts:
     shown: Ragged = field(default_factory=_no_lists)
     """[Q] lists of the distinct items each query was shown in training and never took, rising; a weight counts how
     often."""
+    passed_over: Ragged = field(default_factory=_no_lists)
+    """[Q] those of ``shown`` that the query looked at before it took something further down, likewise."""
     events: Events = field(default_factory=Events)
-    """The training events."""
+    """The training events, without impressions."""
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(dataclasses.field,))

@@ -239,6 +239,13 @@ class Interactions:
     """Reward of the event: a column that is used as it is, not negative, or a rule; 1 without it. An event of weight 0
     trains nothing but stays known and counted.
     """
+    taken: str | None = None
+    """Column that says whether the query took what it was shown: yes or no, as truth values, 1 and 0, or text of those.
+
+    An event with a no is an impression: a negative for the samplers that ask for such (``Impressions``), and nothing
+    else. It trains nothing, is in no history, frequency or popularity, is not known, and neither asked for nor seen in
+    an evaluation. Its weight is not read. Without a column every event was taken.
+    """
     split: str | None = None
     """Column that says train, valid or test."""
     query_is_item: bool = False

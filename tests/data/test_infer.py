@@ -88,7 +88,7 @@ def test_the_interactions_get_their_roles(of_events: InferredSchema) -> None:
     assert interactions.item == "itemId"
     assert interactions.time == "event_time"
     assert interactions.time_unit == "ms"
-    assert interactions.weight == "is_click"
+    assert interactions.taken == "is_click"
     assert interactions.split is None
     assert not interactions.query_is_item
     assert report(of_events, "itemId").role == "item id"
@@ -332,7 +332,7 @@ def test_online_retail() -> None:
     found = init(real("online-retail", "online_retail_2009_2011.parquet"))
     interactions = found.schema.interactions
     assert (interactions.query, interactions.item, interactions.time) == ("CustomerID", "StockCode", "InvoiceDate")
-    assert interactions.weight is None
+    assert interactions.taken is None
     assert found.schema.item["description"] == Text(columns=("Description",))
     assert found.schema.query["country"] == Categorical(column="Country")
     for leak in ("InvoiceNo", "Quantity", "UnitPrice", "__index_level_0__"):
@@ -350,7 +350,7 @@ def test_kuairand() -> None:
     )
     interactions = found.schema.interactions
     assert (interactions.query, interactions.item, interactions.time) == ("user_id", "video_id", "time_ms")
-    assert (interactions.time_unit, interactions.weight) == ("ms", "is_positive")
+    assert (interactions.time_unit, interactions.taken) == ("ms", "is_positive")
     for leak in ("watch_ratio", "play_time_ms", "long_view", "is_click", "finish"):
         assert report(found, leak).role == "left out"
     assert found.schema.item["tag"] == Categories(column="tag", separator=",")

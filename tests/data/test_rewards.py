@@ -239,9 +239,10 @@ def test_what_init_offers_can_be_used() -> None:
     ratio = np.random.default_rng(1).random(N)
     ids = {"user_id": np.arange(N) % 50, "video_id": np.arange(N) % 41}
     found = init(pa.table({**ids, "watch_ratio": ratio, "is_click": np.arange(N) % 2}))
-    assert found.schema.interactions.weight == "is_click"
-    lines = [line for line in found.toml.splitlines() if not line.startswith("weight = ")]
+    assert found.schema.interactions.taken == "is_click"
+    lines = found.toml.splitlines()
     used = parse_run("\n".join(line.removeprefix("# ") if "# weight" in line else line for line in lines))
+    assert used.schema.interactions.taken == "is_click"
     assert used.schema.interactions.weight == Reward(column="watch_ratio", zero_below=0.1)
 
 

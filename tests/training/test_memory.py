@@ -7,7 +7,18 @@ import pytest
 from tests.stores import make_store
 from tests.training.checkerboard import run_of
 from twotower.config import Run, Training
-from twotower.negatives import IRGAN, Conditional, InBatch, Popularity, Rejection, Rotations, Sampler, Uniform, Unknown
+from twotower.negatives import (
+    IRGAN,
+    Conditional,
+    Impressions,
+    InBatch,
+    Popularity,
+    Rejection,
+    Rotations,
+    Sampler,
+    Uniform,
+    Unknown,
+)
 from twotower.optimisers import RowwiseAdagrad, RowwiseAdam, TableOptimiser
 from twotower.towers import TwoTower
 from twotower.training import memory
@@ -69,6 +80,7 @@ def test_candidates_of_mixtures() -> None:
     assert candidates(Rotations(4) + Uniform(3)) == (3, 4)
     own = Conditional(5, by="country") + Unknown(of=Uniform(6))
     assert candidates(own + Rejection(of=Uniform(2), target=Popularity(7))) == (7, 11)
+    assert candidates(Impressions(4) + Uniform(3)) == (3, 4)
 
 
 def test_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

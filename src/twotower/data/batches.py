@@ -50,9 +50,17 @@ class Pairs:
 
 
 def keep(lists: Ragged, kept: Tensor) -> Ragged:
-    """The same lists with only the values that are kept (one truth value each); for lists without weights."""
+    """The same lists with only the values that are kept (one truth value each)."""
     count = lists.owner()[kept].bincount(minlength=len(lists))
-    return Ragged(offset=torch.cat([count.new_zeros(1), count.cumsum(0)]), value=lists.value[kept])
+    weight = None if lists.weight is None else lists.weight[kept]
+    return Ragged(offset=torch.cat([count.new_zeros(1), count.cumsum(0)]), value=lists.value[kept], weight=weight)
+
+
+def without(lists: Ragged, other: Ragged) -> tuple[Ragged, int]:
+    """Lists less the values of the other's list of the same number, and how many went."""
+    top = max(int(lists.value.max()) if len(lists.value) else 0, int(other.value.max()) if len(other.value) else 0) + 1
+    drop = torch.isin(lists.owner() * top + lists.value, other.owner() * top + other.value)
+    return keep(lists, ~drop), int(drop.sum())
 
 
 def group_pairs(
@@ -192,15 +200,20 @@ class TrainingBatches:
         *,
         batch_of: BatchOf,
         batch_size: int,
+        shown: np.ndarray | None = None,
         query_weight: float = 0.0,
         thin: Thinning | None = None,
         seed: int = 0,
     ) -> None:
-        """``events`` are the indices to train on; ``query_weight`` multiplies a pair's weight by n_q ** query_weight,
-        n_q the number of distinct training pairs of its query."""
+        """``events`` are the indices to train on, ``shown`` those of the impressions of that part that were not taken.
+
+        ``query_weight`` multiplies a pair's weight by n_q ** query_weight, n_q the number of distinct training pairs of
+        its query.
+        """
         if not len(events):
             raise DataError("training: no event is left to train on")
         self.store, self.events = store, events
+        self.shown = np.zeros(0, np.int64) if shown is None else shown
         self.batch_of, self.batch_size, self.seed = batch_of, batch_size, seed
         query = np.asarray(store.query_row[events])
         item = np.asarray(store.item_row[events])
@@ -271,8 +284,17 @@ class TrainingBatches:
             query_count_Q=query_count_Q,
             steps_per_epoch=self.steps_per_epoch,
             pairs=Ragged(offset=self.pairs.offset, value=self.pairs.item, weight=self.pairs.weight),
+            shown=self._never_taken(self.shown),
+            passed_over=self._never_taken(passed_over(self.store, self.events, self.shown)),
             events=Events(item_E=item, features=self._features_of),
         )
+
+    def _never_taken(self, shown: np.ndarray) -> Ragged:
+        """[Q] the items of these impressions that their query never took in training, and how often each was shown."""
+        query, item = np.asarray(self.store.query_row[shown]), np.asarray(self.store.item_row[shown])
+        pairs = group_pairs(query, item, np.ones(len(shown), np.float32), None, self.store.n_queries)
+        lists = Ragged(offset=pairs.offset, value=pairs.item, weight=pairs.weight)
+        return without(lists, Ragged(offset=self.known.offset, value=self.known.item))[0]
 
     def _counts(self, item: Tensor) -> tuple[Tensor, Tensor]:
         """Training events of each item, and pairs of each query: of an epoch, expected ones where it is thinned."""
@@ -365,6 +387,39 @@ class TrainingBatches:
         if self.event_us is None:
             return self.known.items(query_P)
         return self.known.items_until(query_P, torch.from_numpy(self.event_us[index.numpy()]))
+
+
+def passed_over(store: Store, events: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """Those of the impressions ``shown`` that their query looked at and passed over: it took something further down.
+
+    Events are in order of time, and of the file where times are equal. A query's events of one moment are a list in
+    order of its positions, and an impression counts where something below it in the list was taken. An event that is
+    alone at its moment belongs to a feed, and counts where the query took anything later. Without times all events of a
+    query are one list. Both are indices of events, in order; events without a query pass nothing over.
+
+    Source: Joachims, Optimizing search engines using clickthrough data (KDD 2002), section 3: a click prefers what was
+    clicked to what was skipped above it.
+    """
+    if not len(shown):
+        return shown
+    at = np.sort(np.concatenate([events, shown]))
+    at = at[np.asarray(store.query_row[at]) >= 0]
+    query = np.asarray(store.query_row[at]).astype(np.int64)
+    time_us = np.zeros(len(at), np.int64) if store.time_us is None else np.asarray(store.time_us[at])
+    place = np.where(np.isin(at, shown), -1, np.arange(len(at)))  # of what was taken
+    order = np.lexsort((time_us, query))
+    starts_list = (np.diff(query[order], prepend=-1) != 0) | (np.diff(time_us[order], prepend=-1) != 0)
+    list_of = np.empty(len(at), np.int64)
+    list_of[order] = np.cumsum(starts_list) - 1
+    last = np.where(np.bincount(list_of)[list_of] > 1, _last(place, list_of), _last(place, query))
+    return np.asarray(at[(place < 0) & (np.arange(len(at)) < last)])
+
+
+def _last(place: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """[n] the largest place in the group of each; -1 for none."""
+    largest = np.full(int(group.max(initial=-1)) + 1, -1)
+    np.maximum.at(largest, group, place)
+    return np.asarray(largest[group])
 
 
 def query_features(

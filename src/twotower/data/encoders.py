@@ -363,7 +363,7 @@ def _keys(schema: Schema, side: str) -> set[str]:
     events = schema.interactions
     keys = {
         "query": (schema.query_key or events.query,),
-        "context": (events.query, events.item, events.time, *events.weight_columns, events.split),
+        "context": (events.query, events.item, events.time, events.taken, *events.weight_columns, events.split),
         "item": (schema.item_key or events.item,),
     }
     return {key for key in keys[side] if key is not None}

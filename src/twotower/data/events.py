@@ -16,11 +16,13 @@ from .arrow import TimeUnit, did_you_mean, mask_of, microseconds, numbers
 from .catalogue import Side, ids_of
 from .raw_columns import column_groups, columns_of
 from .readers import Chunk, Source, chunks, column_names, naming
-from .report import BAD_PER, BAD_TIME, BAD_WEIGHT, NO_ITEM, NO_QUERY, UNKNOWN_ITEM, UNKNOWN_QUERY, Tally
+from .report import BAD_PER, BAD_TAKEN, BAD_TIME, BAD_WEIGHT, NO_ITEM, NO_QUERY, UNKNOWN_ITEM, UNKNOWN_QUERY, Tally
 from .vocabulary import one_array, text_form
 
 PARTS = ("train", "valid", "test")
 """What a split column says; the number of a part is its place."""
+_YES = ("1", "1.0", "true")
+_NO = ("0", "0.0", "false")
 _LATEST_US = 7_258_118_400 * 10**6  # 2200-01-01
 
 
@@ -45,7 +47,10 @@ class Kept:
     """-1 in the first pass where there is no item file."""
     query_row: NDArray[np.int64]
     time_us: NDArray[np.int64] | None
+    taken: NDArray[np.bool_] | None
+    """None where the schema names no such column."""
     weight: NDArray[np.float32]
+    """0 where not taken."""
     part: NDArray[np.int8] | None
 
 
@@ -59,7 +64,7 @@ class Events:
         self._schema, self._types = schema.interactions, types
         self._query, self._item = sides
         context = [column for group in column_groups(list(schema.context.values())) for column in group]
-        named = (self._schema.item, self._schema.query, self._schema.time)
+        named = (self._schema.item, self._schema.query, self._schema.time, self._schema.taken)
         columns = [*named, *self._schema.weight_columns, self._schema.split]
         attributes = [column for side in sides for column in side.columns_from_events]
         self._columns = list(dict.fromkeys(c for c in [*columns, *context, *attributes] if c is not None))
@@ -101,7 +106,8 @@ class Events:
         causes = _Causes(len(chunk.table))
         table, item_row, query_row = self._with_ids(chunk, causes)
         table, time_us = self._with_moments(table, causes)
-        weight = self._weights(table, causes)
+        taken = self._taken(table, causes)
+        weight = self._weights(table, taken, causes)
         part = self._parts(chunk, group)
         causes.mark(UNKNOWN_ITEM, item_row < 0, self._item.source is not None)
         causes.mark(UNKNOWN_QUERY, query_row < 0, self._query.source is not None)
@@ -117,6 +123,7 @@ class Events:
             item_row=item_row[stays],
             query_row=query_row[stays],
             time_us=None if time_us is None else time_us[stays],
+            taken=None if taken is None else taken[stays],
             weight=weight[stays],
             part=None if part is None else part[stays],
         )
@@ -141,18 +148,28 @@ class Events:
             table = _replaced(table, column, pa.array(time_us, mask=~present).cast(pa.timestamp("us")))
         return table, time_us
 
-    def _weights(self, table: pa.Table, causes: _Causes) -> NDArray[np.float32]:
-        rule = self._schema.weight
+    def _taken(self, table: pa.Table, causes: _Causes) -> NDArray[np.bool_] | None:
+        """[n] whether the query took the item, False where that can't be read."""
+        column = self._schema.taken
+        if column is None:
+            return None
+        said = pc.utf8_lower(pc.utf8_trim_whitespace(text_form(table[column], column)))
+        yes, no = (mask_of(pc.is_in(said, value_set=pa.array(words, said.type))) for words in (_YES, _NO))
+        causes.mark(BAD_TAKEN, ~(yes | no))
+        return yes
+
+    def _weights(self, table: pa.Table, taken: NDArray[np.bool_] | None, causes: _Causes) -> NDArray[np.float32]:
+        rule, counts = self._schema.weight, np.ones(len(table), bool) if taken is None else taken
         if rule is None:
-            return np.ones(len(table), np.float32)
+            return counts.astype(np.float32)
         amount, *per = (numbers(one_array(table[name]), name) for name in self._schema.weight_columns)
         for whole in per:
-            causes.mark(BAD_PER, ~(whole > 0))
+            causes.mark(BAD_PER, counts & ~(whole > 0))
         value = rewards(rule, amount, *per) if isinstance(rule, Reward) else amount
         with np.errstate(over="ignore"):
             weight = value.astype(np.float32)
-        causes.mark(BAD_WEIGHT, ~(np.isfinite(weight) & (amount >= 0)))
-        return weight
+        causes.mark(BAD_WEIGHT, counts & ~(np.isfinite(weight) & (amount >= 0)))
+        return np.where(counts, weight, np.float32(0))
 
     def _parts(self, chunk: Chunk, group: Group) -> NDArray[np.int8] | None:
         if group.part is not None:

@@ -11,12 +11,12 @@ from torch import Tensor
 from ..errors import DataError
 from ..records import Features, Ragged
 from ..schema import History
-from .batches import Histories, Pairs, group_pairs, keep, query_features
+from .batches import Histories, Pairs, group_pairs, keep, query_features, without
 from .splits import TEST, TRAIN, VALID
 from .store import Store
 
 PARTS = {"train": TRAIN, "valid": VALID, "test": TEST}
-"""The numbers a split gives to events."""
+"""The numbers a split gives to events that were taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,8 @@ def held_out(store: Store, part_E: np.ndarray, part: str, *, filter_seen: bool =
     """Questions from the events of ``part`` (valid or test).
 
     Events of weight 0 answer nothing. What came before is train, and valid too when test is asked. With ``filter_seen``
-    an item the query met before is no answer (it could not be recommended) and is counted in ``n_repeats``.
+    an item the query met before is no answer (it could not be recommended) and is counted in ``n_repeats``. Impressions
+    that were not taken are neither asked for nor met.
 
     Raises DataError where nothing is left to ask.
     """
@@ -94,7 +95,7 @@ def _by_query(store: Store, asked: np.ndarray, seen: Pairs, histories: Histories
     truth_all = Ragged(offset=pairs.offset, value=pairs.item)
     n_repeats = 0
     if filter_seen:
-        truth_all, n_repeats = _without(truth_all, Ragged(offset=seen.offset, value=seen.item))
+        truth_all, n_repeats = without(truth_all, Ragged(offset=seen.offset, value=seen.item))
     query_Q = (truth_all.lengths() > 0).nonzero()[:, 0]
     return HeldOut(
         store=store,
@@ -117,7 +118,7 @@ def _by_event(store: Store, asked: np.ndarray, seen: Pairs, histories: Histories
     event = torch.from_numpy(asked)
     if filter_seen and store.n_queries:
         seen_Q = _clear(seen.items(query.clamp(min=0)), query < 0)
-        truth, n_repeats = _without(truth, seen_Q)
+        truth, n_repeats = without(truth, seen_Q)
         left = (truth.lengths() > 0).nonzero()[:, 0]
         query, event, truth, seen_Q = query[left], event[left], truth.take(left), seen_Q.take(left)
     return HeldOut(
@@ -131,10 +132,3 @@ def _nothing(n: int) -> Ragged:
 
 def _clear(lists: Ragged, cleared: Tensor) -> Ragged:
     return keep(lists, ~cleared[lists.owner()])
-
-
-def _without(lists: Ragged, other: Ragged) -> tuple[Ragged, int]:
-    """Lists less the values of the other's list of the same number, and how many went."""
-    top = max(int(lists.value.max()) if len(lists.value) else 0, int(other.value.max()) if len(other.value) else 0) + 1
-    drop = torch.isin(lists.owner() * top + lists.value, other.owner() * top + other.value)
-    return keep(lists, ~drop), int(drop.sum())

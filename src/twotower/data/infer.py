@@ -59,8 +59,8 @@ _QUERY_WORDS = {
 _ID_WORDS = {"id", "code", "key", "no", "sku", "asin", "uid", "iid"}
 _SEARCH_WORDS = {"query", "search", "question", "keyword", "keywords", "term", "terms"}
 _LABEL_NAMES = (
-    *("is_positive", "positive", "label", "is_click", "click", "clicked", "is_like", "like", "liked", "purchased"),
-    *("purchase", "bought", "converted", "target"),
+    *("is_positive", "positive", "label", "is_click", "click", "clicked", "taken", "is_like", "like", "liked"),
+    *("purchased", "purchase", "bought", "converted", "target"),
 )
 _GRADED = "0 for what was hardly watched, 1 for a whole view"
 _PAIRS_OF_WORDS = ({"source", "target"}, {"src", "dst"}, {"from", "to"})
@@ -201,9 +201,9 @@ class _Roles:
     query: str | None
     time: str | None
     time_unit: TimeUnit
-    weight: str | None
+    taken: str | None
     graded: Reward | None
-    """A graded weight that is offered instead."""
+    """A graded weight that is offered."""
     split: str | None
     has_valid: bool
     """The split column names validation events."""
@@ -216,7 +216,7 @@ class _Roles:
             self.item: "item id",
             self.query: "query id",
             self.time: "time",
-            self.weight: "weight",
+            self.taken: "taken",
             self.split: "split",
         }
         return named.get(column)
@@ -340,7 +340,7 @@ def _schema(roles: _Roles, found: list[_Suggestion]) -> Schema:
             query=roles.query,
             time=roles.time,
             time_unit=roles.time_unit,
-            weight=roles.weight,
+            taken=roles.taken,
             split=roles.split,
             query_is_item=roles.query_is_item,
         ),
@@ -408,7 +408,7 @@ def _find_roles(
         query=None if query is None else query.name,
         time=None if time is None else time.name,
         time_unit="s" if time is None else time.epoch_unit() or "s",
-        weight=_weight([column for column in columns if column.name not in taken]),
+        taken=_taken([column for column in columns if column.name not in taken]),
         graded=graded_reward([column for column in columns if column.name not in taken]),
         split=None if split is None else split.name,
         has_valid=split is not None and not holds_only(split, ("train", "test")),
@@ -523,8 +523,8 @@ def _is_item_too(query: ColumnProfile, item: ColumnProfile, item_key: str | None
     return share_within(query, of_item.columns[item_key or item.name]) > 0.5
 
 
-def _weight(columns: list[ColumnProfile]) -> str | None:
-    """The column that says whether an event is a success."""
+def _taken(columns: list[ColumnProfile]) -> str | None:
+    """The column that says whether the query took what it was shown."""
     labels = {column.name.lower(): column.name for column in columns if is_label(column)}
     return next((labels[name] for name in _LABEL_NAMES if name in labels), None)
 
@@ -542,7 +542,7 @@ def _add_events(events: TableProfile, in_files: Mapping[str, Set[str]], roles: _
             draft.add("context", column, Verdict(is_text=True), "interactions")
         else:
             side, verdict = suggest_of_event(
-                column, events.sample, item=roles.item, query=roles.query, label=roles.weight
+                column, events.sample, item=roles.item, query=roles.query, label=roles.taken
             )
             if column.name in in_files.get(side, ()):
                 verdict = Verdict(warnings=(f"the {side} file has it",))
@@ -697,7 +697,7 @@ def _interactions_lines(roles: _Roles) -> list[str]:
     lines += [f"query = {_value(roles.query)}"] if roles.query is not None else []
     lines += [f"time = {_value(roles.time)}"] if roles.time is not None else []
     lines += [f"time_unit = {_value(roles.time_unit)}"] if roles.time_unit != "s" else []
-    lines += [f"weight = {_value(roles.weight)}  # 0: shown, but not chosen"] if roles.weight is not None else []
+    lines += [f"taken = {_value(roles.taken)}  # 0: shown, but not chosen"] if roles.taken is not None else []
     lines += [f"# weight = {_inline_table(roles.graded)}  # graded: {_GRADED}"] if roles.graded is not None else []
     lines += [f"split = {_value(roles.split)}"] if roles.split is not None else []
     lines += ["query_is_item = true"] if roles.query_is_item else []

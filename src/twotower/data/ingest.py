@@ -7,10 +7,12 @@ Nothing is left out in silence. An event is left out, and counted under the firs
 
     its item id or its query id is missing or empty;
     its time is missing, can't be read, or is not between 1970 and 2200 (what a wrong ``time_unit`` looks like);
-    what its weight is a share of (``weight.per``) is missing or not positive;
-    its weight is missing, negative or not finite;
+    whether it was taken (``taken``) is missing, or neither yes nor no;
+    what its weight is a share of (``weight.per``) is missing or not positive, and it was taken;
+    its weight is missing, negative or not finite, and it was taken;
     there is an item file (query file) and its item (query) is not in it;
-    it repeats an earlier event: same query, item, moment and part of a given split, whatever its context.
+    it repeats an earlier event: same query, item, moment, answer (``taken``) and part of a given split, whatever its
+    context.
 
 Events without a query id are searches: two alike are two. Of rows of one id in an item or query file the first is kept.
 """
@@ -165,7 +167,7 @@ class _Ingest:
         self._write_in_order("event", event, order)
         self._write_in_order("context", context, order)
         self._write_catalogues(encoders)
-        report = self._report(encoders, event, len(order.order))
+        report = self._report(encoders, event, order)
         del event, context  # their files go now
         self._publish(order, report)
         return report
@@ -292,11 +294,14 @@ class _Ingest:
         tallies += [side.tally for side in (self._query, self._item) if side.source is not None]
         return tuple(tally.report() for tally in tallies)
 
-    def _report(self, encoders: Encoders, event: dict[str, Any], n_events: int) -> IngestReport:
+    def _report(self, encoders: Encoders, event: dict[str, Any], order: Order) -> IngestReport:
+        n_events = len(order.order)
+        n_shown = n_events - int(np.asarray(event["taken"])[order.order].sum()) if "taken" in event else 0
         return IngestReport(
             store=str(self._staging.out),
             groups=self._groups(),
             n_events=n_events,
+            n_shown=n_shown,
             n_queries=self._query.n,
             n_items=self._item.n,
             queries_with_events=_n_distinct(event["query_row"], self._query.n),
@@ -331,6 +336,8 @@ def _event_columns(kept: Kept) -> dict[str, Column]:
     }
     if kept.time_us is not None:
         columns["time_us"] = kept.time_us
+    if kept.taken is not None:
+        columns["taken"] = kept.taken.astype(np.uint8)
     if kept.part is not None:
         columns["split"] = kept.part
     return columns

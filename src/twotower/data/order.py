@@ -51,6 +51,8 @@ def in_order(event: dict[str, Any], n_items: int, has_query: bool) -> Order:
         stop = _end_of_block(moment, start, n)
         at = order[start:stop]
         key = np.asarray(event["query_row"])[at].astype(np.int64) * n_items + event["item_row"][at]
+        if "taken" in event:
+            key = key * 2 + event["taken"][at]
         if "split" in event:
             key = key * _PARTS + event["split"][at]
         repeated[start:stop] = _repeats(key, None if moment is None else moment[start:stop])

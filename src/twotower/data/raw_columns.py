@@ -36,7 +36,7 @@ def column_types(schema: Schema) -> dict[str, pa.DataType]:
     """The type that text files are asked for, by column: ids and categories are text as it is written."""
     events = schema.interactions
     wishes: list[tuple[str | None, pa.DataType | None]] = [
-        *((column, pa.string()) for column in (events.item, events.query, events.split)),
+        *((column, pa.string()) for column in (events.item, events.query, events.taken, events.split)),
         *((column, pa.string()) for column in (schema.item_key, schema.query_key)),
         (events.time, pa.timestamp("us")),
         *((column, pa.float64()) for column in events.weight_columns),

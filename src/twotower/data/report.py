@@ -14,6 +14,7 @@ NO_ITEM = "item id missing"
 NO_QUERY = "query id missing"
 BAD_TIME = "time missing, unreadable or not in 1970-2200"
 BAD_WEIGHT = "weight missing, negative or not finite"
+BAD_TAKEN = "taken missing, or neither yes nor no"
 BAD_PER = "weight.per missing, not positive or not finite"
 UNKNOWN_ITEM = "item not in the item file"
 UNKNOWN_QUERY = "query not in the query file"
@@ -23,7 +24,7 @@ REPEATED_KEY = "id already there"
 
 EXAMPLES = 3
 """Rows that are shown of each cause."""
-_EXAMPLE_COLUMNS = 5  # of events: item, query, time, and weight with what it is a share of
+_EXAMPLE_COLUMNS = 6  # of events: item, query, time, taken, and weight with what it is a share of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class IngestReport:
     store: str
     groups: tuple[GroupReport, ...]
     n_events: int
+    n_shown: int
+    """Events among them that were shown and not taken."""
     n_queries: int
     n_items: int
     queries_with_events: int
@@ -67,7 +70,8 @@ class IngestReport:
     def render(self) -> str:
         """The report as plain text."""
         lines = [f"store        {self.store}", f"seconds      {self.seconds:.1f}"]
-        lines += [f"events       {self.n_events:,}"]
+        shown = f" ({self.n_shown:,} shown and not taken)" if self.n_shown else ""
+        lines += [f"events       {self.n_events:,}{shown}"]
         lines += [f"queries      {self.n_queries:,} ({self.queries_with_events:,} with events)"]
         lines += [f"items        {self.n_items:,} ({self.items_with_events:,} with events)", ""]
         lines += _render_groups(self.groups)

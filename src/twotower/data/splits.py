@@ -6,7 +6,9 @@
     LeaveLastOut   the last events of every query: comparable with papers, leaks across time
     RandomSplit    events at random: leaks across time
 
-``split.assign(store)`` gives [E] int8: 0 train, 1 valid, 2 test. Shares are of events; of queries in ``QuerySplit``.
+``split.assign(store)`` gives [E] int8: 0 train, 1 valid, 2 test; an impression, shown in that part and not taken, has
+SHOWN more. So whoever asks for the events of a part gets those that were taken. Shares are of taken events (in a
+``RandomSplit`` of all, which comes to the same); of queries in ``QuerySplit``.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from .store import Store
 from .vocabulary import hash64
 
 TRAIN, VALID, TEST = 0, 1, 2
+SHOWN = 3
+"""What the number of a part is raised by for an event that was shown and not taken."""
 Parts = NDArray[np.int8]
 
 
@@ -61,19 +65,25 @@ class TimeSplit:
         """
         time_us = _time_of(store, "TimeSplit")
         valid_us, test_us = _moment_us("valid_from", self.valid_from), _moment_us("test_from", self.test_from)
-        n = store.n_events
         if valid_us is None and test_us is None:
-            test_start = _cut_near(time_us, self.test, n) if self.test else n
-            valid_start = _cut_near(time_us, self.test + self.valid, test_start) if self.valid else test_start
+            valid_us, test_us = self._cuts(time_us if store.taken is None else time_us[store.taken_events()])
             asked = (self.valid > 0, self.test > 0)
         else:
-            test_start = n if test_us is None else int(np.searchsorted(time_us, test_us))
-            valid_start = test_start if valid_us is None else int(np.searchsorted(time_us, valid_us))
             asked = (valid_us is not None, test_us is not None)
-        part = np.full(n, TRAIN, np.int8)
+        test_start = store.n_events if test_us is None else int(np.searchsorted(time_us, test_us))
+        valid_start = test_start if valid_us is None else int(np.searchsorted(time_us, valid_us))
+        part = np.full(store.n_events, TRAIN, np.int8)
         part[valid_start:test_start] = VALID
         part[test_start:] = TEST
-        return _checked(part, "TimeSplit", valid=asked[0], test=asked[1])
+        return _checked(store, part, "TimeSplit", valid=asked[0], test=asked[1])
+
+    def _cuts(self, time_us: NDArray[np.int64]) -> tuple[int | None, int | None]:
+        """The moments that valid and test begin with, by the shares of events at these times; None: no such event."""
+        n = len(time_us)
+        test_start = _cut_near(time_us, self.test, n) if self.test and n else n
+        valid_start = _cut_near(time_us, self.test + self.valid, test_start) if self.valid and n else test_start
+        valid_us, test_us = (int(time_us[at]) if at < n else None for at in (valid_start, test_start))
+        return valid_us, test_us
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +124,9 @@ class GivenSplit:
                     f"GivenSplit: valid is {self.valid}, but the data brings validation events: set valid = 0 for those"
                 )
             query = _query_of(store, "GivenSplit with valid > 0")
-            part[_cut_from_each(query, np.flatnonzero(part == TRAIN), self.valid, self.seed)] = VALID
-        return _checked(part, "GivenSplit", valid=self.valid > 0, test=False)
+            trained = np.flatnonzero((part == TRAIN) & _is_taken(store))
+            part[_cut_from_each(query, trained, self.valid, self.seed)] = VALID
+        return _checked(store, part, "GivenSplit", valid=self.valid > 0, test=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,14 +161,15 @@ class QuerySplit:
         place = hash64(store.query_vocabulary.ids(), self.seed) / 2.0**64  # in [0, 1), alike for every id
         part_of_query = np.where(place < self.test, TEST, np.where(place < self.test + self.valid, VALID, TRAIN))
         part = part_of_query[query].astype(np.int8)
-        return _checked(part, "QuerySplit", valid=self.valid > 0, test=self.test > 0)
+        return _checked(store, part, "QuerySplit", valid=self.valid > 0, test=self.test > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeaveLastOut:
     """Of every query the last ``test`` events, and the ``valid`` events before those.
 
-    A query keeps at least one training event; what it has besides goes to test first, then to valid.
+    A query keeps at least one training event; what it has besides goes to test first, then to valid. An impression has
+    the part of the last event that its query took before it.
     """
 
     test: int = 1
@@ -186,12 +198,12 @@ class LeaveLastOut:
         _time_of(store, "LeaveLastOut")
         query = _query_of(store, "LeaveLastOut")
         order = np.argsort(query, kind="stable")  # events are in order of time
-        from_end, n_events = _places_from_end(query[order])
+        from_end, n_events = _places_from_end(query[order], _is_taken(store)[order])
         n_test = np.minimum(self.test, n_events - 1)
         n_valid = np.minimum(self.valid, n_events - 1 - n_test)
         part = np.empty(store.n_events, np.int8)
         part[order] = np.where(from_end < n_test, TEST, np.where(from_end < n_test + n_valid, VALID, TRAIN))
-        return _checked(part, "LeaveLastOut", valid=self.valid > 0, test=self.test > 0)
+        return _checked(store, part, "LeaveLastOut", valid=self.valid > 0, test=self.test > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +237,7 @@ class RandomSplit:
         part = np.full(n, TRAIN, np.int8)
         part[order[:n_test]] = TEST
         part[order[n_test : n_test + n_valid]] = VALID
-        return _checked(part, "RandomSplit", valid=self.valid > 0, test=self.test > 0)
+        return _checked(store, part, "RandomSplit", valid=self.valid > 0, test=self.test > 0)
 
 
 Split = TimeSplit | GivenSplit | QuerySplit | LeaveLastOut | RandomSplit
@@ -287,12 +299,14 @@ def _cut_near(time_us: NDArray[np.int64], share: float, stop: int) -> int:
     return min(useful or around, key=lambda cut: (abs(cut - place), cut))
 
 
-def _places_from_end(group: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of rising group numbers: how many of its group come behind each, and how many the group has."""
+def _places_from_end(
+    group: NDArray[np.int32], counts: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of rising group numbers: how many of its group that count come behind each, and how many of those it has."""
     starts = np.flatnonzero(np.diff(group, prepend=-2))
     size = np.diff(starts, append=len(group))
-    stop = np.repeat(starts + size, size)
-    return stop - 1 - np.arange(len(group)), np.repeat(size, size)
+    until = np.concatenate([[0], np.cumsum(counts)])
+    return np.repeat(until[starts + size], size) - until[1:], np.repeat(until[starts + size] - until[starts], size)
 
 
 def _cut_from_each(query: NDArray[np.int32], event: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
@@ -302,18 +316,31 @@ def _cut_from_each(query: NDArray[np.int32], event: NDArray[np.int64], share: fl
     """
     rng = np.random.default_rng(seed)
     order = np.lexsort((rng.random(len(event)), query[event]))
-    from_end, n_events = _places_from_end(query[event[order]])
+    from_end, n_events = _places_from_end(query[event[order]], np.ones(len(event), bool))
     luck_of_query = rng.random(int(query.max(initial=-1)) + 1)
     n_cut = np.minimum(np.floor(n_events * share + luck_of_query[query[event[order]]]), n_events - 1)
     return event[order[from_end < n_cut]]
 
 
-def _checked(part: Parts, split: str, *, valid: bool, test: bool) -> Parts:
-    """The parts, once it is sure that those that were asked for are not empty."""
+def _is_taken(store: Store) -> NDArray[np.bool_]:
+    """[E] whether an event is more than an impression."""
+    return np.ones(store.n_events, bool) if store.taken is None else np.asarray(store.taken, bool)
+
+
+def _checked(store: Store, part: Parts, split: str, *, valid: bool, test: bool) -> Parts:
+    """The parts, impressions marked, once it is sure that those that were asked for are not empty."""
+    if store.taken is not None:
+        part = np.where(_is_taken(store), part, part + SHOWN).astype(np.int8)
     for name, number, asked in (("train", TRAIN, True), ("valid", VALID, valid), ("test", TEST, test)):
         if asked and not (part == number).any():
             raise DataError(
                 f"{split}: no event is left for {name} (of {len(part):,} events {(part == TRAIN).sum():,} are train, "
-                f"{(part == VALID).sum():,} valid, {(part == TEST).sum():,} test): change the shares or the split"
+                f"{(part == VALID).sum():,} valid, {(part == TEST).sum():,} test{_and_shown(part)}): change the shares "
+                "or the split"
             )
     return part
+
+
+def _and_shown(part: Parts) -> str:
+    n = (part >= SHOWN).sum()
+    return f", {n:,} shown and not taken" if n else ""

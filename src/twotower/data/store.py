@@ -74,12 +74,18 @@ class Store:
     """[E]"""
     time_us: NDArray[np.int64] | None
     """[E] microseconds since 1970, UTC, rising."""
+    taken: NDArray[np.uint8] | None
+    """[E] 1 where the query took the item, 0 where it was shown it and did not; None where all were taken."""
     split: NDArray[np.int8] | None
     """[E] the given split: 0 train, 1 valid, 2 test."""
     days: tuple[Day, ...]
     """The days that have events, in order; empty without a time."""
     query_item_row: NDArray[np.int32] | None
     """[n_queries] where query ids are item ids: the item row of each query, -1 for none."""
+
+    def taken_events(self) -> NDArray[np.int64]:
+        """The events that say what a query likes, in order: all but impressions."""
+        return np.arange(self.n_events) if self.taken is None else np.flatnonzero(self.taken)
 
     @staticmethod
     def open(path: str | os.PathLike[str], *, verify: bool = False) -> Store:
@@ -128,6 +134,7 @@ def _opened(folder: Path, manifest: Tree) -> Store:
         item_row=event["item_row"],
         weight=event["weight"],
         time_us=event.get("time_us"),
+        taken=event.get("taken"),
         split=event.get("split"),
         days=tuple(Day(date.fromisoformat(day), start, stop) for day, start, stop in manifest["days"]),
         query_item_row=array(arrays["query_item_row"]),

@@ -13,6 +13,7 @@ from .importance import (
     monte_carlo,
     self_normalised,
 )
+from .lists import Impressions
 from .mined import AHNS, BNS, DNS, SIR, Mined, Pool, Pooled, SoftmaxDNS
 from .mixgcf import MixGCF
 from .mixture import Mixture
@@ -37,6 +38,7 @@ Negatives = (
     | FirstViolation
     | Gibbs
     | IRGAN
+    | Impressions
     | InBatch
     | LogPopularity
     | LogUniform
@@ -80,6 +82,7 @@ __all__ = [
     "Estimate",
     "FirstViolation",
     "Gibbs",
+    "Impressions",
     "InBatch",
     "Law",
     "LogPopularity",

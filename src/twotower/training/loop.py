@@ -17,6 +17,7 @@ import torch
 from ..config import Run, Training, ingest_run
 from ..data.batches import TrainingBatches
 from ..data.held_out import PARTS, HeldOut, held_out
+from ..data.splits import SHOWN
 from ..data.store import Store
 from ..errors import ArtifactError, ConfigError
 from ..evaluation import MODEL, check_metric, metric_names
@@ -211,10 +212,9 @@ def fit_once(
     questions = (
         held_out(store, part_E, "valid", filter_seen=run.evaluation.filter_seen) if (part_E == 1).any() else None
     )
-    events = np.flatnonzero(part_E == PARTS["train"])
-    return Loop(run, store, events, questions, recorder or Recorder(None, quiet=True), folder).run_to(
-        run.training.epochs
-    )
+    recorder = recorder or Recorder(None, quiet=True)
+    events, shown = _trained(part_E, "train")
+    return Loop(run, store, events, questions, recorder, folder, shown=shown).run_to(run.training.epochs)
 
 
 def refit(
@@ -227,8 +227,15 @@ def refit(
     folder: Path | None = None,
 ) -> Fit:
     """Train anew on training and validation events for a length chosen before, with the same schedule."""
-    events = np.flatnonzero((part_E == PARTS["train"]) | (part_E == PARTS["valid"]))
-    return Loop(run, store, events, None, recorder or Recorder(None, quiet=True), folder).run_to(epochs)
+    recorder = recorder or Recorder(None, quiet=True)
+    events, shown = _trained(part_E, "train", "valid")
+    return Loop(run, store, events, None, recorder, folder, shown=shown).run_to(epochs)
+
+
+def _trained(part_E: np.ndarray, *names: str) -> tuple[np.ndarray, np.ndarray]:
+    """Events of these parts that were taken, and impressions that were not."""
+    parts = [PARTS[name] for name in names]
+    return np.flatnonzero(np.isin(part_E, parts)), np.flatnonzero(np.isin(part_E - SHOWN, parts))
 
 
 class Loop:
@@ -242,6 +249,8 @@ class Loop:
         questions: HeldOut | None,
         recorder: Recorder,
         folder: Path | None,
+        *,
+        shown: np.ndarray | None = None,
     ) -> None:
         training = run.training
         self.run, self.store, self.questions, self.recorder, self.folder = run, store, questions, recorder, folder
@@ -250,6 +259,7 @@ class Loop:
             events,
             batch_of=training.batch_of,
             batch_size=training.batch_size,
+            shown=shown,
             query_weight=training.query_weight,
             thin=training.thin,
             seed=training.seed,

@@ -10,7 +10,7 @@ import torch
 
 from ..config import Run
 from ..data.store import Store
-from ..negatives import Mixture, Policy, Rotations, Sampler
+from ..negatives import Impressions, Mixture, Policy, Rotations, Sampler
 from ..optimisers import RowwiseAdam, TableOptimiser
 from ..scoring import tile_for
 
@@ -97,7 +97,8 @@ def candidates(sampler: Sampler) -> tuple[int, int]:
         shared, own = zip(*(candidates(part) for part in sampler.parts), strict=True)
         return sum(shared), sum(own)
     n = int(getattr(sampler, "n", 0))
-    return (0, n) if isinstance(sampler, Rotations | Policy) or getattr(sampler, "per_query", False) else (n, 0)
+    is_own = isinstance(sampler, Impressions | Rotations | Policy) or getattr(sampler, "per_query", False)
+    return (0, n) if is_own else (n, 0)
 
 
 def available_bytes() -> int | None:

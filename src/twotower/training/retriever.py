@@ -194,7 +194,7 @@ class Retriever:
         if not declared:
             return {}
         if self._histories is None:
-            self._histories = Histories(self.store, torch.arange(self.store.n_events).numpy())
+            self._histories = Histories(self.store, self.store.taken_events())
         return self._histories.before(torch.tensor([row]), None)
 
     def _one_list(self, rows: list[int], table: str | None) -> Ragged:
@@ -209,7 +209,7 @@ class Retriever:
         return Ragged(offset=torch.tensor([0, 1]), value=torch.tensor([int(own[row])]))
 
     def _seen_of(self, row: int) -> Ragged | None:
-        """Items a query has any event with, and its own item where queries are items."""
+        """Items a query took in any event, and its own item where queries are items."""
         if row < 0:
             return None
         if self._seen is None:
@@ -218,7 +218,7 @@ class Retriever:
 
 
 def _all_seen(store: Store) -> Ragged:
-    pairs = seen_pairs(store, torch.arange(store.n_events).numpy())
+    pairs = seen_pairs(store, store.taken_events())
     return Ragged(offset=pairs.offset, value=pairs.item)
 
 
