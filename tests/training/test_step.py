@@ -17,7 +17,8 @@ from twotower.data.held_out import held_out
 from twotower.data.store import Store
 from twotower.errors import DataError
 from twotower.frequency import ExactFrequency
-from twotower.losses import SampledSoftmax
+from twotower.losses import BPR, AdapTau, Loss, SampledSoftmax
+from twotower.negatives import Look, Uniform
 from twotower.optimisers import RowwiseAdagrad
 from twotower.records import Batch
 from twotower.schema import Id, Number, Vector
@@ -266,3 +267,20 @@ def test_a_run_follows_its_schedule() -> None:
     GIVEN.clear()
     fit_once(run_of(store, tables=Spy(), epochs=2), store, PART)
     assert [rate for _, rate in GIVEN[::2]] == pytest.approx([1 - i / 14 for i in range(14)])
+
+
+@pytest.mark.parametrize(("loss", "counted"), [(BPR(), False), (SampledSoftmax(), True), (AdapTau(), True)])
+def test_counts_are_made_only_for_losses_that_look_at_them(
+    loss: Loss, counted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    log_count = Uniform.log_count
+
+    def counting(self: Uniform, row: Tensor, batch: Batch, look: Look) -> Tensor:
+        asked.append(len(row))
+        return log_count(self, row, batch, look)
+
+    monkeypatch.setattr(Uniform, "log_count", counting)
+    store = checkerboard()
+    fit_once(run_of(store, loss=loss, epochs=1), store, PART)
+    assert bool(asked) == counted

@@ -85,6 +85,10 @@ class AdapTau(RowLoss):
         self.register_buffer("item_sum", torch.zeros(facts.width + 1, dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
+    def reads_counts(self) -> bool:
+        """For the mean cosine of all pairs: an item drawn stands for 1 / c of them."""
+        return True
+
     def current_temperature(self) -> Tensor | float:
         """t_0"""
         return 1 / self.inverse_temperature

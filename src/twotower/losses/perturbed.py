@@ -55,6 +55,9 @@ class Perturbed(Loss):
     def uses_counts(self) -> bool:
         return self.of.uses_counts()
 
+    def reads_counts(self) -> bool:
+        return self.of.reads_counts()
+
     def constrain(self) -> None:
         self.of.constrain()
 

@@ -33,6 +33,10 @@ class Loss(Part):
         """Whether it needs the expected count of every candidate."""
         return False
 
+    def reads_counts(self) -> bool:
+        """Whether it looks at expected counts where there are any. Otherwise nobody counts: some laws take long to."""
+        return self.uses_counts()
+
     def compared(self) -> Loss:
         """The loss that compares positives with candidates: itself, or the one that it is made of."""
         return self

@@ -56,6 +56,9 @@ class Symmetric(Loss):
     def uses_counts(self) -> bool:
         return self.of.uses_counts()
 
+    def reads_counts(self) -> bool:
+        return self.of.reads_counts()
+
     def compared(self) -> Loss:
         return self.of
 

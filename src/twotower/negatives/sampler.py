@@ -81,14 +81,15 @@ def require_some(sampler: Sampler, n: int) -> None:
         raise ConfigError(f"{type(sampler).__name__}: n is {n}, expected at least 1; leave the sampler out for none")
 
 
-def propose(sampler: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> Candidates:
+def propose(sampler: Sampler, batch: Batch, look: Look, rng: torch.Generator, *, counted: bool = True) -> Candidates:
     """Draw, then count every block and the positives by the law of the whole sampler, whichever part an item came from.
 
-    Counts are nan where the sampler has no density. A place without an item (row -1) counts as once.
+    Counts are nan where the sampler has no density, or where they are not wanted. A place without an item (row -1)
+    counts as once.
     """
 
     def count(row: Tensor) -> Tensor:
-        if sampler.density == "none":
+        if sampler.density == "none" or not counted:
             return torch.full(row.shape, float("nan"), device=row.device)
         return sampler.log_count(row.clamp(min=0), batch, look).masked_fill(row < 0, 0.0)
 

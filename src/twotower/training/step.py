@@ -155,7 +155,7 @@ class Stepper:
         cache = None if self.training.encode_chunk is None else GradCache(self.training.encode_chunk, self.device)
         query_BD = self.encode_queries(batch, cache)
         look = CurrentModel(model, query_BD, step)
-        candidates = propose(model.negatives, batch, look, rng)
+        candidates = propose(model.negatives, batch, look, rng, counted=model.loss.reads_counts())
         encoded = encode(
             query_BD,
             lambda row: self.encode_items(row, cache),
