@@ -28,6 +28,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -35,6 +36,7 @@ from benchmarks.data import SETTINGS, committed_run
 from benchmarks.harness import report, resident_high_water
 from twotower.config import Run, dump_run, vary
 from twotower.data.splits import GivenSplit
+from twotower.evaluation import paired_difference
 from twotower.training.loop import evaluate_retriever, open_or_ingest, refit, settings_of
 from twotower.training.retriever import Retriever
 from twotower.training.tune import tune
@@ -52,6 +54,8 @@ class Result:
     """Of the fit."""
     memory_mb: float
     """Most memory the process held, tables and data included."""
+    first_Q: list[float] | None = None
+    """The first metric of every query, where arms are compared query by query."""
 
 
 Further = Callable[[Retriever, np.ndarray], dict[str, float]]
@@ -69,6 +73,8 @@ class Kind:
     """Data without a validation part: a tenth of train is cut off to search by, and joined again for the test."""
     further: Mapping[str, Further]
     """By data set; a function of a module, as each fit is a process of its own."""
+    paired: Mapping[str, tuple[tuple[str, str], ...]]
+    """By data set, the arms that are compared query by query."""
 
     def settings(self, name: str) -> Path:
         """File of a comparison."""
@@ -144,10 +150,12 @@ def _measured(kind: Kind, name: str, run: Run) -> Result:
     found = {**measured.rows["model"], **(measured.batch_recall.rows["model"] if measured.batch_recall else {})}
     if name in kind.further:
         found |= kind.further[name](retriever, part_E)
+    first = kind.metrics[name][0]
     return Result(
         metric={metric: found[metric] for metric in kind.metrics[name]},
         seconds=fit.seconds,
         memory_mb=resident_high_water() / 2**20,
+        first_Q=measured.per_query["model"][first].tolist() if name in kind.paired else None,
     )
 
 
@@ -213,12 +221,17 @@ def measure(
     epoch_s = {arm: mean(r.seconds for r in found[arm]) / run.training.epochs for arm, run in runs.items()}
     console.print(_table(kind, name, found, epoch_s))
     first = kind.metrics[name][0]
+    differences = _differences(kind.paired.get(name, ()), found)
+    for pair, difference in differences.items():
+        low, high = difference["low"], difference["high"]
+        console.print(f"{first}, {pair}: {difference['mean']:+.4f} (95%: {low:+.4f} to {high:+.4f})")
     metrics: dict[str, object] = {arm: mean(r.metric[first] for r in results) for arm, results in found.items()}
     metrics["all"] = {
         arm: {metric: mean(r.metric[metric] for r in results) for metric in kind.metrics[name]}
         | {"seconds_per_epoch": epoch_s[arm]}
         for arm, results in found.items()
     }
+    metrics |= {"differences": differences} if differences else {}
     report(
         f"{kind.name} {name}",
         metrics,
@@ -231,6 +244,22 @@ def measure(
             "chosen": {arm: kind.chosen(name).get(arm) for arm in arms},
         },
     )
+
+
+def _differences(pairs: tuple[tuple[str, str], ...], found: dict[str, list[Result]]) -> dict[str, dict[str, float]]:
+    """Of the first metric between arms, meaned over seeds query by query: mean and 95% interval over queries."""
+    differences = {}
+    for a, b in pairs:
+        if a in found and b in found:
+            mean_Q = [torch.tensor([result.first_Q for result in found[arm]]).mean(0) for arm in (a, b)]
+            measured = paired_difference(*mean_Q)
+            half = 1.96 * measured.standard_error
+            differences[f"{a} - {b}"] = {
+                "mean": measured.mean,
+                "low": measured.mean - half,
+                "high": measured.mean + half,
+            }
+    return differences
 
 
 def _named(arms: list[str], only: str) -> list[str]:

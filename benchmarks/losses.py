@@ -54,6 +54,7 @@ LOSSES = Kind(
     },
     cut=("gowalla", "ml-1m"),
     further={"debian": listed},
+    paired={},
 )
 
 

@@ -21,9 +21,17 @@ NEGATIVES = Kind(
     metrics={
         "lastfm": ("recall@20", "ndcg@20"),
         "ml-100k": ("recall@20", "ndcg@20", "recall@5", "ndcg@5"),
+        "kuairand": ("recall@50", "recall@20", "recall@100", "ndcg@50"),
     },
     cut=("lastfm", "ml-100k"),
     further={},
+    paired={
+        "kuairand": (
+            ("random", "exposed"),
+            ("mixture", "random"),
+            ("mixture", "mixture-unthinned"),
+        )
+    },
 )
 
 
