@@ -300,6 +300,30 @@ SETTINGS_CASES = {
         "run.toml: loss.exclude of SampledSoftmax: 'none' leaves the positive among its own negatives",
         "use exclude = 'positives' or 'known', or correction = 'all'",
     ),
+    "negatives that never come": setting(
+        "negatives={kind='Queue',warm_up=1000}",
+        *("negatives: Queue offers nothing in the first 1,000 steps, but training.epochs = 1 gives ", "train longer"),
+    ),
+    "a window that is never taken": setting(
+        "negatives={kind='RankWindow',first=2,last=4,after=1000}",
+        *("negatives: RankWindow offers nothing in the first 1,000 steps", "mix it with one"),
+    ),
+    "impressions that no column tells": setting(
+        "negatives={kind='Impressions',n=2}",
+        *("run.toml: negatives: Impressions draws from what queries were shown", "names no column: name the one"),
+    ),
+    "groups by no feature": setting(
+        "negatives={kind='Conditional',n=2,by='land'}",
+        "run.toml: negatives.by of Conditional: found 'land', expected a feature of schema.query or schema.context: ",
+    ),
+    "a correction of what is never drawn": setting(
+        "negatives={kind='Unknown',of={kind='Uniform',n=2}} --set loss.correction=all",
+        "run.toml: loss.correction: found 'all', which needs the expected count of every positive, but the sampler ",
+    ),
+    "a pool of old vectors": setting(
+        "negatives={kind='DNS',of={kind='Queue'}} --set loss.correction=none",
+        *("run.toml: negatives: DNS: of is Queue, which offers vectors", "choose from another sampler"),
+    ),
     "no negatives": setting("negatives.n=0", "run.toml: negatives: Uniform: n is 0, expected at least 1"),
     "a split by a column that is not named": Case(
         command="train run.toml --out model",
@@ -560,7 +584,12 @@ def test_a_bad_input_is_one_line_that_helps(
     assert sorted(tmp_path.rglob("*")) == before or name in LEAVES, "what failed left something behind"
 
 
-LEAVES = {"a device that is not there", "a damaged journal"}
+LEAVES = {
+    "a device that is not there",
+    "a damaged journal",
+    "a window that is never taken",
+    "negatives that never come",
+}
 """Found after the store was made, which stays."""
 
 

@@ -33,6 +33,7 @@ from twotower.losses import (
     AdapTau,
     AdaptiveMargin,
     AdaptiveTemperature,
+    BilateralSoftmax,
     Loss,
     Losses,
     Perturbed,
@@ -295,8 +296,60 @@ def test_a_correction_needs_counts(sampler: Sampler, reason: str) -> None:
     with pytest.raises(ConfigError, match=rf"loss\.correction: found 'negatives', which needs .* {reason}"):
         run_of(negatives=sampler)
     assert run_of(negatives=sampler, loss=SampledSoftmax(correction="none")).negatives is sampler
-    with pytest.raises(ConfigError, match="the sampler Mixture has no density"):
+    mixed = rf"the sampler Mixture \(InBatch \+ {type(sampler).__name__}\) has no density, for "
+    with pytest.raises(ConfigError, match=mixed):
         run_of(negatives=Mixture(parts=(InBatch(), sampler)))
+
+
+def test_counts_up_to_a_factor_suit_one_loss() -> None:
+    with pytest.raises(ConfigError, match=r"loss\.correction: .* unknown factor: .* the loss BilateralSoftmax"):
+        run_of(negatives=Scaled())
+    assert run_of(negatives=Scaled(), loss=BilateralSoftmax(correction="negatives")).negatives.density == "relative"
+    with pytest.raises(ConfigError, match=r"loss: NCE needs .* Scaled knows its density only up to an unknown factor"):
+        run_of(negatives=Scaled(), loss=NCE())
+
+
+WITHOUT_POSITIVES = [
+    "{kind='RankWindow'}",
+    "{kind='Unknown', of={kind='Uniform', n=4}}",
+    "{kind='Impressions', n=4}",
+    "{kind='IRGAN', n=4, exclude_known=true, known_share=0}",
+    "{kind='Mixture', parts=[{kind='RankWindow'}, {kind='Impressions', n=4}]}",
+]
+
+
+@pytest.mark.parametrize("negatives", WITHOUT_POSITIVES)
+def test_a_positive_that_is_never_offered_has_no_correction(negatives: str) -> None:
+    """Its log count would be -inf, and the loss 0 whatever the scores are."""
+    settings = ["schema.interactions.taken=clicked", "loss.kind=SampledSoftmax", f"negatives={negatives}"]
+    with pytest.raises(
+        ConfigError, match=r"loss\.correction: found 'all', which needs .* never offers .*: use .*'negatives', or mix"
+    ):
+        parse_run(SCHEMA, set=[*settings, "loss.correction=all"])
+    with pytest.raises(ConfigError, match=r"loss: NCE needs the expected count of every positive.*: mix it with one"):
+        parse_run(SCHEMA, set=[*settings, "loss={kind='NCE'}"])
+    with pytest.raises(ConfigError, match=r"loss: correction of the SampledSoftmax in it: found 'all'"):
+        parse_run(SCHEMA, set=[*settings, "loss={kind='Perturbed', of={kind='SampledSoftmax', correction='all'}}"])
+    parse_run(SCHEMA, set=[*settings, "loss.correction=negatives"])
+    mixed = f"negatives={{kind='Mixture', parts=[{{kind='InBatch'}}, {negatives}]}}"
+    parse_run(SCHEMA, set=[*settings[:2], mixed, "loss.correction=all"])
+
+
+def test_a_sampler_needs_what_it_draws_by() -> None:
+    for name in ("Impressions", "RNS"):
+        sampler = f"{{kind='{name}', n=2}}"
+        blind = ["loss.kind=SampledSoftmax", "loss.correction=none"]
+        with pytest.raises(
+            ConfigError, match=rf"negatives: {name} draws .* schema\.interactions\.taken names no column"
+        ):
+            parse_run(SCHEMA, set=[*blind, f"negatives={sampler}"])
+        with pytest.raises(ConfigError, match=rf"negatives: {name} draws"):
+            parse_run(SCHEMA, set=[*blind, f"negatives={{kind='DNS', of={sampler}}}"])
+    with pytest.raises(ConfigError, match=r"negatives\.by of Conditional: found 'land', .*: user$"):
+        parse_run(SCHEMA, set=["negatives={kind='Conditional', n=2, by='land'}"])
+    for name in ("InBatch", "Rotations"):
+        with pytest.raises(ConfigError, match=rf"training\.batch_size: found 1, but {name} offers what the other rows"):
+            parse_run(SCHEMA, set=[f"negatives={{kind='{name}'}}", "training.batch_size=1"])
 
 
 def test_a_loss_made_of_counts_needs_them() -> None:
@@ -304,7 +357,9 @@ def test_a_loss_made_of_counts_needs_them() -> None:
         ConfigError, match=r"loss: NCE needs the expected count .* Blind has no density: choose another"
     ):
         run_of(negatives=Blind(), loss=NCE())
-    with pytest.raises(ConfigError, match=r"loss: Symmetric needs the expected count"):
+    with pytest.raises(
+        ConfigError, match=r"loss: correction of the SampledSoftmax in it: found .negatives., which needs"
+    ):
         run_of(negatives=Blind(), loss=Symmetric())
     run_of(negatives=Blind(), loss=Symmetric(of=SampledSoftmax(correction="none")))
 

@@ -24,7 +24,7 @@ from .data.thinning import Thinning
 from .errors import ConfigError, TwoTowerError
 from .frequency import ExactFrequency, Frequency, StreamingFrequency
 from .losses import Loss, Losses, RowLoss, SampledSoftmax
-from .negatives import InBatch, Mixture, Negatives, Sampler, Uniform
+from .negatives import RNS, Conditional, Impressions, InBatch, Mixture, Negatives, Rotations, Sampler, Uniform
 from .optimisers import AdamW, DenseOptimiser, RowwiseAdagrad, TableOptimiser
 from .schema import Schema
 from .settings import Codec, Tree, format_toml, override, parse_toml, placed
@@ -251,7 +251,9 @@ class Run:
     tune: Tune | None = None
 
     def __post_init__(self) -> None:
+        _check_negatives(self)
         _check_loss(self)
+        _check_counts(self)
         _check_split(self)
         check_batches(self.schema, self.training.batch_of, self.training.thin)
         _require(
@@ -261,27 +263,82 @@ class Run:
         )
 
 
+def _check_negatives(run: Run) -> None:
+    """Some samplers draw by what only some schemas tell: say so before hours of ingest."""
+    taken, features = run.schema.interactions.taken, [*run.schema.query, *run.schema.context]
+    for sampler in run.negatives.modules():
+        name = type(sampler).__name__
+        _require(
+            taken is not None or not isinstance(sampler, Impressions | RNS),
+            f"negatives: {name} draws from what queries were shown and did not take, but schema.interactions.taken "
+            "names no column: name the one that tells what was taken, or choose another sampler",
+        )
+        _require(
+            not isinstance(sampler, Conditional) or sampler.by in features,
+            f"negatives.by of {name}: found {getattr(sampler, 'by', None)!r}, expected a feature of schema.query or "
+            f"schema.context: {', '.join(features) or 'there is none'}",
+        )
+    _require(
+        run.training.batch_size > 1 or not isinstance(run.negatives, InBatch | Rotations),
+        f"training.batch_size: found 1, but {type(run.negatives).__name__} offers what the other rows of a batch "
+        "bring: take more rows, or another sampler",
+    )
+
+
 def _check_loss(run: Run) -> None:
-    """A correction needs counts, an adaptive loss cosines: say so now, not in step 40,000."""
-    loss, compared, unit = run.loss, run.loss.compared(), run.towers.normalise
+    """An adaptive loss needs cosines: say so now, not in step 40,000."""
+    compared, unit = run.loss.compared(), run.towers.normalise
     _require(
         unit or not (isinstance(compared, RowLoss) and compared.needs_unit_vectors),
         f"loss: {type(compared).__name__} takes scores for cosines, but towers.normalise is false: set it to true, or "
         "choose another loss",
     )
-    density = run.negatives.density
-    if not loss.uses_counts() or (density == "relative" and isinstance(loss, RowLoss) and loss.any_scale_of_counts):
+
+
+def _check_counts(run: Run) -> None:
+    """A correction needs counts: say so now, not in step 40,000."""
+    loss, sampler, compared = run.loss, run.negatives, run.loss.compared()
+    of_rows = compared if isinstance(compared, RowLoss) else None
+    any_scale = of_rows is not None and of_rows is loss and of_rows.any_scale_of_counts
+    if not loss.uses_counts() or (any_scale and sampler.density == "relative"):
         return
-    known = {"none": "has no density", "relative": "knows its density only up to an unknown factor"}.get(density)
-    what, way_out = f"loss: {type(loss).__name__} needs", "choose another sampler under negatives"
-    if isinstance(loss, RowLoss) and loss.correction != "none":
-        what = f"loss.correction: found {loss.correction!r}, which needs"
-        way_out = "use correction = 'none' or another sampler under negatives"
+    what, way_out = f"loss: {type(loss).__name__} needs", ""
+    if of_rows is not None and of_rows.correction != "none":
+        place = "loss.correction" if of_rows is loss else f"loss: correction of the {type(of_rows).__name__} in it"
+        what, way_out = f"{place}: found {of_rows.correction!r}, which needs", "use correction = 'none' or "
+        if sampler.density == "relative":
+            way_out = "use correction = 'none', or the loss BilateralSoftmax, or "
+    if sampler.density not in ("exact", "approximate"):
+        raise ConfigError(
+            f"{what} the expected count of every candidate, but {_why_uncounted(sampler)}: {way_out or 'choose '}"
+            "another sampler under negatives"
+        )
+    corrects_positive = of_rows is not None and (of_rows.correction == "all" or of_rows.needs_counts)
     _require(
-        known is None,
-        f"{what} the expected count of every candidate, but the sampler {type(run.negatives).__name__} {known}: "
-        f"{way_out}",
+        not (corrects_positive and sampler.leaves_out_positives),
+        f"{what} the expected count of every positive, but {_named(sampler)} never offers a query its own positives: "
+        + "use correction = 'negatives', or " * bool(way_out)
+        + "mix it with one that does, such as InBatch",
     )
+
+
+def _named(sampler: Sampler) -> str:
+    """The sampler in a sentence, a mixture with its parts."""
+    if not isinstance(sampler, Mixture):
+        return f"the sampler {type(sampler).__name__}"
+    return f"the sampler Mixture ({' + '.join(type(part).__name__ for part in sampler.parts)})"
+
+
+def _why_uncounted(sampler: Sampler) -> str:
+    """Which sampler knows no counts, and how little it knows."""
+    if isinstance(sampler, Mixture):
+        weak = [type(part).__name__ for part in sampler.parts if part.density in ("none", "relative")]
+        reason = f"{' and '.join(dict.fromkeys(weak))} in it"
+        if "none" not in {part.density for part in sampler.parts}:
+            return f"{_named(sampler)} has no density, for {reason} knows its own only up to an unknown factor"
+        return f"{_named(sampler)} has no density, for there is none of {reason}"
+    known = {"none": "has no density", "relative": "knows its density only up to an unknown factor"}
+    return f"{_named(sampler)} {known[sampler.density]}"
 
 
 def _check_split(run: Run) -> None:

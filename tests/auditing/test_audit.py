@@ -87,10 +87,21 @@ def test_where_nothing_is_excluded_the_positive_is_a_column() -> None:
     assert estimate.bias < 0.02
 
 
+def test_a_bias_that_more_candidates_leave_is_told_from_one_they_lower() -> None:
+    """Items of its own half of the catalogue are all that a query is offered: no count brings in the other half."""
+    halves = OfEachQuery(n=40)
+    found = audited(halves, run=sharper(halves, "negatives", batch_size=128), batches=30, queries=8)
+    assert "mix in Uniform(n)" in " ".join(found.verdict)
+    few = Uniform(4)
+    found = audited(few, run=sharper(few, "all", batch_size=128), batches=30, queries=8)
+    assert "'negatives' goes to the full softmax's as candidates grow" in " ".join(found.verdict)
+
+
 def test_a_loss_of_another_family_is_audited_by_a_softmax() -> None:
     run = replace(run_with(Popularity(8)), loss=BPR(temperature=0.5))
     found = audited(Popularity(8), run=run)
     assert "BPR is no sampled softmax" in found.gradient.loss
+    assert "a softmax in the loss's place" in " ".join(found.verdict)
     assert "temperature=0.5, correction='negatives'" in found.gradient.loss
     mined = audited(DNS(n=1, of=Uniform(4, per_query=True)), run=replace(run, negatives=DNS()))
     assert "correction='none'" in mined.gradient.loss
@@ -106,7 +117,7 @@ def test_the_same_seed_finds_the_same() -> None:
 
 def test_every_line_fits() -> None:
     text = audited(InBatch() + Uniform(8) + Popularity(3, per_query=True)).render()
-    assert max(map(len, text.splitlines())) <= 120
+    assert max(map(len, text.splitlines())) <= 80
     for word in ("Verdict", "found / claimed", "bias", "excluded", "sampler"):
         assert word in text
 
@@ -169,6 +180,15 @@ def run(tmp_path: Path) -> Path:
     return path
 
 
+def test_impressions_are_audited_as_they_are_trained_with(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (run.parent / "events.csv").read_text(encoding="utf-8").split()
+    rows = [f"{line},{int(at % 3 > 0)}" for at, line in enumerate(lines[1:])]
+    (run.parent / "events.csv").write_text("\n".join([lines[0] + ",clicked", *rows]), encoding="utf-8")
+    taken = ["--set", "schema.interactions.taken=clicked", "--set", 'negatives={kind="Impressions",n=2}']
+    assert main(["audit", str(run), *FEW, *taken, "--set", "training.thin={kind='UniformThinning',keep=0.5}"]) == 0
+    assert "Counts agree with the draws" in capsys.readouterr().out.replace("\n  ", " ")
+
+
 FEW = ["--batches", "6", "--queries", "4"]
 
 
@@ -195,7 +215,7 @@ def test_a_trained_model_is_audited_with_what_it_learnt(run: Path, capsys: pytes
     capsys.readouterr()
     assert main(["audit", str(run), "--model", str(model), *FEW]) == 0
     text = capsys.readouterr().out
-    assert f"trained, of {model}"[:60] in text
+    assert "trained, of" in text
     assert "observed" not in text  # its frequencies come with it
     other = ["--set", 'frequency={kind="ExactFrequency"}', "--set", "towers.dim=4"]
     assert main(["audit", str(run), "--model", str(model), *FEW, *other]) == 0

@@ -34,16 +34,17 @@ class OfEachQuery(Sampler):
 
     density = "exact"
 
+    n: int = 8
     off: float = 1.0
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
-        row_BK = 2 * torch.randint(N_ITEMS // 2, (len(batch.query_B), 8), generator=rng)
+        row_BK = 2 * torch.randint(N_ITEMS // 2, (len(batch.query_B), self.n), generator=rng)
         return (Block.of(row_BK + batch.query_B[:, None] % 2),)
 
     def log_count(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
         row_BN = row.expand(len(batch.query_B), -1) if row.dim() == 1 else row
         own_BN = row_BN % 2 == batch.query_B[:, None] % 2
-        count_BN = torch.where(own_BN, 8 * 2 / N_ITEMS, 0.0)
+        count_BN = torch.where(own_BN, self.n * 2 / N_ITEMS, 0.0)
         return torch.where(row_BN < 10, self.off * count_BN, count_BN).log()
 
 

@@ -13,15 +13,15 @@ from twotower.data.splits import RandomSplit
 from twotower.losses import BPR
 from twotower.negatives import Negatives, propose
 from twotower.part import Facts
-from twotower.schema import Id, Interactions, Schema
+from twotower.schema import Categorical, Id, Interactions, Schema
 
 from .conftest import RunLook, batch_of
 from .examples import EXAMPLES
 from .laws import M, ready
 
 SCHEMA = Schema(
-    interactions=Interactions(query="user", item="item"),
-    query={"id": Id(column="user")},
+    interactions=Interactions(query="user", item="item", taken="taken"),
+    query={"id": Id(column="user"), "country": Categorical(column="country")},
     item={"id": Id(column="item")},
 )
 

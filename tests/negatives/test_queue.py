@@ -14,7 +14,7 @@ from torch import Tensor
 from twotower.errors import ConfigError
 from twotower.frequency import ExactFrequency
 from twotower.losses import SampledSoftmax
-from twotower.negatives import DNS, InBatch, Queue, RankWindow, propose
+from twotower.negatives import DNS, FirstViolation, InBatch, MixGCF, Queue, RankWindow, SoftmaxDNS, propose
 from twotower.part import Facts
 from twotower.records import Batch, Encoded
 from twotower.scoring import encode
@@ -141,13 +141,24 @@ def test_there_is_room_for_all_that_queries_bring(facts: Facts) -> None:
     assert queue_of(replace(facts, batch_size=500)).row_HC.shape == (2, 12)
 
 
-def test_settings_that_make_no_sense_are_refused(facts: Facts, look: RunLook) -> None:
+def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError, match="Queue: batches is 0"):
         Queue(batches=0)
     with pytest.raises(ConfigError, match="Queue: warm_up is -1"):
         Queue(warm_up=-1)
-    with pytest.raises(ConfigError, match="Queue offers vectors that are no items"):
-        DNS(of=queue_of(facts)).draw(batch_of([0]), look, ANY)
+
+
+@pytest.mark.parametrize("pooled", [DNS, FirstViolation, MixGCF, SoftmaxDNS])
+def test_vectors_without_a_row_are_no_pool(pooled: type[DNS | FirstViolation | MixGCF | SoftmaxDNS]) -> None:
+    with pytest.raises(ConfigError, match=f"{pooled.__name__}: of is Queue, which offers vectors that are no items"):
+        pooled(of=Queue())
+
+
+def test_vectors_in_a_mixture_or_made_are_no_pool() -> None:
+    with pytest.raises(ConfigError, match="of is Mixture, which offers vectors"):
+        DNS(of=InBatch() + Queue())
+    with pytest.raises(ConfigError, match="of is MixGCF, which offers vectors"):
+        DNS(of=MixGCF())
 
 
 def test_given_vectors_alone_may_be_counted_for_each_query(facts: Facts, look: RunLook) -> None:

@@ -97,3 +97,23 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
         recorder.step(1, 1.0, 1.0, report(1.0), None)
         recorder.write("valid", 1, 1.0, {"recall@10": 0.5})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("alone", "is_said"), [(5, False), (6, True), (10, True)])
+def test_positives_without_candidates_are_spoken_of_once(
+    alone: int, is_said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Recorder(None) as recorder:
+        recorder.begin("train", 250)
+        for step in range(1, 251):
+            recorder.step(step, 0.1, 1.0, report(1.0, n_pairs=10, alone=alone), None)
+        recorder.say_alone()
+    said = [line for line in capsys.readouterr().out.splitlines() if "had no candidate" in line]
+    assert (
+        said
+        == [
+            f"{alone}0% of the positives had no candidate and taught nothing: twotower audit tells why; take "
+            "more or other negatives, or mix with InBatch or Uniform"
+        ]
+        * is_said
+    )

@@ -58,6 +58,10 @@ class Gradient:
     estimates: tuple[Estimate, ...]
     loss: str
     """In words."""
+    correction: str
+    """Of the softmax it is measured by."""
+    in_place: bool
+    """Whether that stands in for another loss."""
     n_queries: int
     n_draws: int
     notes: tuple[str, ...]
@@ -123,7 +127,15 @@ def gradient_of(subject: Subject, *, n_queries: int, n_draws: int, seed: int) ->
     unscaled = sorted({type(s).__name__ for s in leaves(model.negatives) if not _has_number(s)})
     if unscaled:
         notes.append(f"{' and '.join(unscaled)}: no number to change, so it stays as it is")
-    return Gradient(estimates=tuple(estimates), loss=what, n_queries=len(full_QD), n_draws=n_draws, notes=tuple(notes))
+    return Gradient(
+        estimates=tuple(estimates),
+        loss=what,
+        correction=loss.correction,
+        in_place=loss is not model.loss,
+        n_queries=len(full_QD),
+        n_draws=n_draws,
+        notes=tuple(notes),
+    )
 
 
 def _softmax_of(subject: Subject) -> tuple[SampledSoftmax, str]:

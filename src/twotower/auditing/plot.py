@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ def plot(audit: Audit, path: Path) -> bool:
         return False
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     ((shares, ratios), (gradient, cost)) = figure.subplots(2, 2)
-    figure.suptitle(audit.sampler[:100])
+    figure.suptitle(textwrap.shorten(audit.sampler, 110, placeholder=" ..."))
     _shares(shares, audit)
     _ratios(ratios, audit)
     _gradient(gradient, audit)
@@ -49,14 +50,17 @@ def _shares(axes: Axes, audit: Audit) -> None:
     for place, (name, values) in enumerate(series.items()):
         axes.bar([x + 0.27 * (place - 1) for x in at], values, 0.27, label=name)
     axes.set_xticks(list(at), [str(d.number) for d in deciles])
-    axes.set(xlabel="decile, most popular first", ylabel="share", title="who is offered")
+    axes.set(xlabel="decile, most popular first", title="who is offered: shares of each decile")
     axes.legend()
 
 
 def _ratios(axes: Axes, audit: Audit) -> None:
     told = [d for d in audit.law.deciles if d.count.claimed > 0 and math.isfinite(d.count.high)]
-    axes.axhline(1.0, color="gray", linewidth=1)
-    if told:
+    if not told:
+        axes.text(0.5, 0.5, "nothing is claimed", ha="center", va="center", color="gray", transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
+    else:
+        axes.axhline(1.0, color="gray", linewidth=1)
         ratio = [d.count.ratio for d in told]
         reach = [[r - d.count.low for r, d in zip(ratio, told, strict=True)]]
         reach.append([d.count.high - r for r, d in zip(ratio, told, strict=True)])

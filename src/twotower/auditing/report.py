@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 
 from .cost import Cost
@@ -18,8 +19,10 @@ from .law import Compared, Law
 from .offers import Offers
 from .subject import PHASES
 
-WIDTH = 120
-"""Characters of a line, at most."""
+WIDTH = 80
+"""Characters of a line, at most: what every terminal has."""
+MOST_OF_ID = 24
+"""Characters of an item's id that are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,19 @@ class Audit:
     def render(self) -> str:
         """Plain text, lines of at most ``WIDTH`` characters."""
         parts: list[RenderableType] = [*self._head(), ""]
-        parts += [*self._law(), "", *self._offers(), "", *self._gradient(), "", *self._cost(), "", "Verdict"]
+        parts += [
+            *self._offered(),
+            "",
+            *self._law(),
+            "",
+            *self._offers(),
+            "",
+            *self._gradient(),
+            "",
+            *self._cost(),
+            "",
+            "Verdict",
+        ]
         parts.append(_listed(self.verdict))
         console = Console(file=io.StringIO(), width=WIDTH, markup=False, emoji=False, highlight=False)
         with console.capture() as shown:
@@ -82,43 +97,51 @@ class Audit:
             table.add_row("note", note)
         return [table]
 
+    def _offered(self) -> list[RenderableType]:
+        heads = ("decile", "items", "events of each", "of candidates", "x uniform", "x events")
+        table = _table(*((head, True) for head in heads))
+        for d in self.law.deciles:
+            events = f"{d.least_events:,}" + f"-{d.most_events:,}" * (d.most_events > d.least_events)
+            by_events = d.share_of_candidates / d.share_of_events if d.share_of_events else math.nan
+            by_items = d.share_of_candidates / d.share_of_items
+            shares = (f"{d.share_of_candidates:.1%}", _number(by_items), _number(by_events))
+            table.add_row(str(d.number), f"{d.items:,}", events, *shares)
+        return [
+            "1. Who is offered, by decile of popularity (1: the most training events)",
+            table,
+            "   x uniform, x events: times its share of the items, of the training events",
+        ]
+
     def _law(self) -> list[RenderableType]:
-        law, known = self.law, self.law.density != "none"
-        sums = f"{law.found:,.5g} found" + f", {law.claimed:,.5g} claimed" * known
-        title = f"1. Offered to a query, by decile of popularity ({sums})"
-        lines: list[RenderableType] = [title]
+        if self.law.density == "none":
+            return [f"2. Items offered most (of {self.law.found:,.5g} candidates of a query)", self._worst(False)]
+        law = self.law
+        lines: list[RenderableType] = [
+            f"2. Counts against draws, a query ({law.claimed:,.5g} claimed, {law.found:,.5g} found)"
+        ]
         if law.n_items < law.of_items:
             lines.append(f"   counts are each query's own: {law.n_items:,} of the items were looked at")
-        heads = [("decile", True), ("items", True), ("events each", True)]
-        heads += [("claimed", True), ("found", True), ("found / claimed (95%)", True), ("z", True)] if known else []
-        heads += [("of candidates", True), ("x uniform", True), ("x events", True)]
-        table = _table(*heads)
+        table = _table(*((head, True) for head in ("decile", "claimed", "found", "found / claimed (95%)", "z")))
         for d in law.deciles:
-            events = f"{d.least_events:,}" + f"-{d.most_events:,}" * (d.most_events > d.least_events)
-            counts = [_number(d.count.claimed), _number(d.count.found), _ratio(d.count), _z(d.count.z)] if known else []
-            by_events = d.share_of_candidates / d.share_of_events if d.share_of_events else math.nan
-            shares = [
-                f"{d.share_of_candidates:.1%}",
-                _number(d.share_of_candidates / d.share_of_items),
-                _number(by_events),
-            ]
-            table.add_row(str(d.number), f"{d.items:,}", events, *counts, *shares)
-        lines.append(table)
-        if known:
-            lines.append(
-                f"   p = {law.p:.2g} of anything as far off by chance (deciles {law.p_deciles:.2g}, items "
-                f"{law.p_items:.2g})" + ", where estimates need not agree" * (law.density == "approximate")
+            table.add_row(
+                str(d.number), _number(d.count.claimed), _number(d.count.found), _ratio(d.count), _z(d.count.z)
             )
-        lines += ["", "   items furthest from their claim" if known else "   items offered most", self._worst(known)]
-        return lines
+        lines += [
+            table,
+            "   claimed: the expected count that a correction takes; z: standard errors off",
+            f"   p = {law.p:.2g} of anything as far off by chance (deciles {law.p_deciles:.2g}, items "
+            f"{law.p_items:.2g})",
+        ]
+        if law.density == "approximate":
+            lines.append("   counts of this sampler are estimates, which need not agree that well")
+        return [*lines, "", "   items furthest from their claim", self._worst(True)]
 
     def _worst(self, known: bool) -> Table:
-        heads = [("item", False), ("events", True)]
-        heads += [("claimed", True), ("found", True), ("found / claimed (95%)", True), ("z", True)] if known else []
-        table = _table(*heads, *([] if known else [("found", True)]))
+        heads = ["events", "claimed", "found", "found / claimed (95%)", "z"] if known else ["events", "found"]
+        table = _table(("item", False), *((head, True) for head in heads))
         for one in self.law.worst:
             counts = [_number(one.count.claimed), _number(one.count.found), _ratio(one.count), _z(one.count.z)]
-            table.add_row(one.id[:40], f"{one.events:,}", *(counts if known else [_number(one.count.found)]))
+            table.add_row(_short(one.id), f"{one.events:,}", *(counts if known else [_number(one.count.found)]))
         return table
 
     def _offers(self) -> list[RenderableType]:
@@ -127,11 +150,12 @@ class Audit:
         table.show_header = False
         table.add_row("places", f"{o.places:,.1f}")
         table.add_row("different items among them", f"{o.distinct:,.1f}")
+        table.add_row("different items that a batch encodes", f"{o.item_rows:,.0f}")
         table.add_row("shared places that repeat an item (merged)", f"{o.merged:.1%}")
         table.add_row("own places that repeat an item", f"{o.repeated:.1%}")
         table.add_row("excluded by the loss: known and accidental hits", f"{o.excluded:.1%}")
         table.add_row("positives without a candidate left", f"{o.without_candidate:.2%}")
-        return ["2. Candidates of a query", table]
+        return ["3. Candidates of a query, mean", table]
 
     def _gradient(self) -> list[RenderableType]:
         g = self.gradient
@@ -140,17 +164,26 @@ class Audit:
             interval = f"{_share(e.bias)} ({_share(e.bias_low)}-{_share(e.bias_high)})"
             cells = (f"{e.places:,.0f}", f"{e.scale:g}", interval, _share(e.noise_floor), _share(e.noise))
             table.add_row(*cells, f"{e.cosine:.3f}")
-        title = (
-            f"3. Gradient of {g.n_queries} query vectors against the full softmax's, in its length ({g.n_draws} draws)"
-        )
-        return [title, f"   {g.loss}", table, *(f"   {note}" for note in g.notes)]
+        return [
+            f"4. Gradient of {g.n_queries} query vectors, in lengths of the full softmax's ({g.n_draws} draws)",
+            _indented(g.loss),
+            table,
+            _indented(
+                "bias: of the mean of all possible draws; noise: of one draw about that mean; floor: what noise leaves "
+                "in the mean of these draws (bias is free of it)"
+            ),
+            *(_indented(note) for note in g.notes),
+        ]
 
     def _cost(self) -> list[RenderableType]:
         c = self.cost
-        table = _table(*((head, True) for head in (*PHASES, "all", "sampler", "item rows")))
-        cells = [f"{1000 * getattr(c, phase):,.2f}" for phase in PHASES]
-        table.add_row(*cells, f"{1000 * c.total:,.2f}", f"{c.sampler_share:.1%}", f"{self.offers.item_rows:,.0f}")
-        return ["4. Milliseconds of a batch, the move of parameters left out", table]
+        table = _table(*((head, True) for head in (*PHASES, "all")))
+        table.add_row(*(f"{1000 * getattr(c, phase):,.2f}" for phase in PHASES), f"{1000 * c.total:,.2f}")
+        return [
+            "5. Milliseconds of a batch, the move of parameters left out",
+            table,
+            f"   draw and count, the sampler's share: {c.sampler_share:.1%}",
+        ]
 
 
 def _table(*heads: tuple[str, bool]) -> Table:
@@ -158,6 +191,10 @@ def _table(*heads: tuple[str, bool]) -> Table:
     for head, right in heads:
         table.add_column(head, justify="right" if right else "left", overflow="fold")
     return table
+
+
+def _indented(text: str) -> Padding:
+    return Padding(text, (0, 0, 0, 3), expand=False)
 
 
 def _listed(lines: Sequence[str]) -> Table:
@@ -179,6 +216,10 @@ def _number(value: float) -> str:
 
 def _share(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MOST_OF_ID else name[: MOST_OF_ID - 3] + "..."
 
 
 def _ratio(count: Compared) -> str:

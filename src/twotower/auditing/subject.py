@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..config import Run, load_run, run_tree
 from ..data.batches import TrainingBatches
-from ..data.held_out import PARTS
 from ..data.store import Store
 from ..errors import ArtifactError, ConfigError
 from ..frequency import Frequency
@@ -25,7 +24,7 @@ from ..records import Batch, Block, Candidates, Encoded
 from ..scoring import encode, tile_for
 from ..training import checkpoint
 from ..training.grad_cache import GradCache
-from ..training.loop import open_or_ingest
+from ..training.loop import batches_of, open_or_ingest, trained_events
 from ..training.retriever import BEST, RUN
 from ..training.step import CurrentModel, Model, Stepper, seed_dropout
 
@@ -81,17 +80,10 @@ def subject_of(run: Run, folder: Path | None, *, seed: int, quiet: bool) -> Subj
     if trained is not None:
         run = replace(run, towers=trained.towers)
     store = open_or_ingest(run, quiet=quiet)
-    training = run.training
-    batches = TrainingBatches(
-        store,
-        (run.split.assign(store) == PARTS["train"]).nonzero()[0],
-        batch_of=training.batch_of,
-        batch_size=training.batch_size,
-        query_weight=training.query_weight,
-        seed=seed,
-    )
-    torch.manual_seed(training.seed)
-    model = Model(run, store, batches.facts()).to(training.device)
+    events, shown = trained_events(run.split.assign(store), "train")
+    batches = batches_of(run, store, events, shown, seed=seed)
+    torch.manual_seed(run.training.seed)
+    model = Model(run, store, batches.facts()).to(run.training.device)
     loaded = set() if trained is None or folder is None else _load(model, folder / BEST, run, trained)
     facts = replace(batches.facts(), width=model.towers.width)
     notes = [*_missing(model, loaded)] if trained is not None else []

@@ -16,6 +16,8 @@ NOTABLY_OFF = 0.1
 """Difference of an estimated count, bias of a gradient, from which something should be done."""
 UNEVEN = 2.0
 """Times uniform from which a decile is said to be favoured."""
+HELPS = 0.9
+"""Share of a bias that more candidates leave, below which they are said to help."""
 MANY_EXCLUDED, MANY_REPEATED, DEAR = 0.2, 0.3, 0.3
 """Shares from which they are spoken of."""
 
@@ -27,7 +29,7 @@ def verdict(law: Law, offers: Offers, gradient: Gradient, cost: Cost, correction
         *_of_law(law),
         *_of_popularity(law, corrected),
         *_of_offers(offers),
-        *_of_gradient(gradient, corrected, law),
+        *_of_gradient(gradient, law),
     ]
     if cost.sampler_share > DEAR:
         lines.append(
@@ -39,7 +41,10 @@ def verdict(law: Law, offers: Offers, gradient: Gradient, cost: Cost, correction
 
 def _of_law(law: Law) -> Iterator[str]:
     if law.density == "none":
-        yield "This sampler has no density: nothing to hold draws against, and nothing to correct a loss with."
+        yield (
+            "This sampler has no density: nothing to hold draws against, and nothing to correct a loss with. Compare "
+            "it with another on validation data."
+        )
     elif law.density == "approximate":
         yield _of_estimates(law)
     elif law.p >= SURE:
@@ -47,6 +52,13 @@ def _of_law(law: Law) -> Iterator[str]:
         yield (
             f"Counts agree with the draws{scale}: no decile and no item is further off than chance has it "
             f"(p = {law.p:.2g})."
+        )
+    elif law.density == "relative":
+        yield (
+            f"The draws are not of the claimed law (p = {law.p:.2g}): item {law.worst[0].id} is offered "
+            f"{_times(law.worst[0].count.ratio)} what is claimed. Chains this short have not forgotten where they "
+            "started: raise steps, or burn_in, until this agrees. A loss without correction only gets other negatives "
+            "for it."
         )
     else:
         worst, decile = law.worst[0], max(law.deciles, key=lambda decile: abs(decile.count.z))
@@ -128,27 +140,36 @@ def _of_offers(offers: Offers) -> Iterator[str]:
         )
 
 
-def _of_gradient(gradient: Gradient, corrected: bool, law: Law) -> Iterator[str]:
+def _of_gradient(gradient: Gradient, law: Law) -> Iterator[str]:
     now, most = gradient.at(1.0), gradient.estimates[-1]
-    many = f", at {most.places:,.0f} candidates {most.bias:.3f}" if most.places > 1.2 * now.places else ""
+    has_more = most.places > 1.2 * now.places
+    many = f", at {most.places:,.0f} candidates {most.bias:.3f}" if has_more else ""
+    mean = "The mean gradient of a softmax in the loss's place" if gradient.in_place else "The mean gradient"
     if now.bias_low > NOTABLY_OFF:
-        if corrected:
-            way_out = "more candidates lower it"
-        elif law.density in ("none", "relative"):
-            way_out = "a choice without a density is another objective, which validation has to judge"
-        else:
-            way_out = "correction = 'negatives' is what lowers it"
-        yield (
-            f"The mean gradient is {now.bias:.0%} of the full softmax's away from it (cosine {now.cosine:.2f}){many}: "
-            f"{way_out}."
-        )
+        way_out = _less_bias(gradient, law, helps=not has_more or most.bias < HELPS * now.bias)
+        yield f"{mean} is {now.bias:.0%} of the full softmax's away from it (cosine {now.cosine:.2f}){many}: {way_out}."
     else:
-        yield f"The mean gradient is close to the full softmax's: bias {now.bias:.3f}, cosine {now.cosine:.3f}{many}."
+        yield f"{mean} is close to the full softmax's: bias {now.bias:.3f}, cosine {now.cosine:.3f}{many}."
     if now.noise > 1:
         yield (
             f"One batch's gradient strays by {now.noise:.2g} times the full one's length: candidates from a law nearer "
             "to the model's scores, or more of them, make it steadier."
         )
+
+
+def _less_bias(gradient: Gradient, law: Law, *, helps: bool) -> str:
+    """What to do about a biased gradient. ``helps``: whether more candidates lower it."""
+    if law.density in ("none", "relative"):
+        return "a choice without a density is another objective, which validation has to judge"
+    if gradient.correction == "none":
+        return "correction = 'negatives' is what lowers it"
+    if gradient.correction == "all":
+        return "correction = 'negatives' goes to the full softmax's as candidates grow, 'all' need not"
+    if not helps:
+        return (
+            "more of the same hardly lowers it, so mix in Uniform(n) for what these leave out, or take a larger batch"
+        )
+    return "more candidates lower it"
 
 
 def _times_uniform(decile: DecileLaw) -> float:

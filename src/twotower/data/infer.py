@@ -633,7 +633,7 @@ dim = {dim}  # width of every embedding table
 [negatives]
 kind = "Mixture"
 parts = [{{ kind = "InBatch" }}, {{ kind = "Uniform", n = 1024 }}]
-
+{shown}
 [loss]
 kind = "SampledSoftmax"
 temperature = 0.05  # try 0.03 to 0.2
@@ -655,10 +655,13 @@ filter_seen = true  # false where items are taken again and again
 """
 
 
+_SHOWN = '# { kind = "Impressions", n = 64 }  # a third part: what the query was shown and did not take\n'
+
+
 def _toml(roles: _Roles, found: list[_Suggestion], warnings: list[str], paths: _Paths) -> str:
     said = [f"#   {_plain(warning)}" for warning in warnings]
     lines = [
-        "# A first run, written by `twotower init`. Read it, edit it, then: twotower ingest, twotower train.",
+        "# A first run, written by `twotower init`. Read it, edit it, then: twotower ingest, audit, train.",
         *(["# Check:", *said] if said else []),
         "",
         *_data_lines(paths),
@@ -677,7 +680,8 @@ def _settings(events: TableProfile, roles: _Roles) -> str:
     least, most = _BATCH
     batch_size = min(max(1 << max(events.n // _STEPS, 1).bit_length() - 1, least), most)
     k = 10 if events.columns[roles.item].n_distinct < _FEW_ITEMS else 100
-    return _SETTINGS.format(dim=_DIM, batch_size=batch_size, k=k)
+    shown = "" if roles.taken is None else _SHOWN
+    return _SETTINGS.format(dim=_DIM, batch_size=batch_size, k=k, shown=shown)
 
 
 def _data_lines(paths: _Paths) -> list[str]:

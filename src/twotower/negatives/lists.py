@@ -50,6 +50,8 @@ class Impressions(Sampler):
     (Mikolov et al. 2013). Skipping above: Joachims, Optimizing search engines using clickthrough data (KDD 2002).
     """
 
+    leaves_out_positives = True
+
     n: int = field(kw_only=False)
     alpha: float = 0.0
     skip_above: bool = False

@@ -85,6 +85,14 @@ class Pooled(Sampler):
 
     of: Sampler = field(default_factory=lambda: Uniform(16, per_query=True))
 
+    def __post_init__(self) -> None:
+        require_items(self, self.of)
+
+    @property
+    def idle_steps(self) -> int:
+        """Those of the pool."""
+        return self.of.idle_steps
+
     def setup(self, facts: Facts) -> None:
         self.of.setup(facts)
 
@@ -112,21 +120,26 @@ class Mined(Pooled):
     n: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_some(self, self.n)
+
+
+def require_items(sampler: Sampler, of: Sampler) -> None:
+    """ConfigError where a sampler is to choose from vectors that have no row."""
+    if not of.offers_items:
+        raise ConfigError(
+            f"{type(sampler).__name__}: of is {type(of).__name__}, which offers vectors that are no items of the "
+            "catalogue, so they can't be chosen by row: choose from another sampler, such as Uniform or InBatch"
+        )
 
 
 def offered(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, Block]:
     """What ``of`` offers to all queries [N], each item once with its summed weight, and to each its own [B, K], the row
     of an empty place -1. There is at least one place.
-
-    Raises ConfigError where it offers vectors that are no items.
     """
     blocks = of.draw(batch, look, rng)
     if any(block.vector is not None or block.mix is not None for block in blocks):
-        raise ConfigError(
-            f"negatives.of: {type(of).__name__} offers vectors that are no items of the catalogue, so they can't be "
-            "chosen by row: mine another sampler"
-        )
+        raise TypeError(f"{type(of).__name__} offers vectors that are no items, but says that it offers_items")
     shared, own = (_side_by_side([b for b in blocks if b.row.dim() == dim], batch, dim) for dim in (1, 2))
     there = shared.row >= 0
     row_N, at = shared.row[there].unique(return_inverse=True)
@@ -154,10 +167,7 @@ def candidate_rows(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) 
 
 
 def pools(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> Iterator[Pool]:
-    """What ``of`` offers to the queries of a batch, some queries at a time, scored by the current model.
-
-    Raises ConfigError where it offers vectors that are no items.
-    """
+    """What ``of`` offers to the queries of a batch, some queries at a time, scored by the current model."""
     shared, own = offered(of, batch, look, rng)
     shared_N, own_BK = shared.row, own.row
     n_queries, query_BD = len(batch.query_B), look.query_BD
@@ -255,6 +265,7 @@ class SoftmaxDNS(Pooled):
     rho: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.rho < math.inf:
             raise ConfigError(f"SoftmaxDNS: rho is {self.rho}, expected 0 or more")
         _require_density(self)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..part import Facts
 from ..records import NEG_INF, Batch, Block, Encoded, Mix
-from .mined import candidate_rows
+from .mined import candidate_rows, require_items
 from .sampler import Look, Sampler, require_some
 from .static import Uniform
 
@@ -36,15 +36,22 @@ class MixGCF(Sampler):
     """
 
     density = "none"
+    offers_items = False
 
     n: int = 1
     of: Sampler = field(default_factory=lambda: Uniform(16, per_query=True))
     mixing: float = 1.0
 
     def __post_init__(self) -> None:
+        require_items(self, self.of)
         require_some(self, self.n)
         if not 0 <= self.mixing <= 1:
             raise ConfigError(f"MixGCF: mixing is {self.mixing}, expected a share of the positive, 0 to 1")
+
+    @property
+    def idle_steps(self) -> int:
+        """Those of the pool."""
+        return self.of.idle_steps
 
     def setup(self, facts: Facts) -> None:
         self.of.setup(facts)

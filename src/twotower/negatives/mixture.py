@@ -59,6 +59,21 @@ class Mixture(Sampler):
         order: tuple[Density, ...] = ("relative", "approximate", "exact")
         return next(density for density in order if density in found)
 
+    @property
+    def leaves_out_positives(self) -> bool:  # type: ignore[override]
+        """Whether every part does."""
+        return all(part.leaves_out_positives for part in self.parts)
+
+    @property
+    def offers_items(self) -> bool:  # type: ignore[override]
+        """Whether every part does."""
+        return all(part.offers_items for part in self.parts)
+
+    @property
+    def idle_steps(self) -> int:
+        """Those of the part that offers first."""
+        return min(part.idle_steps for part in self.parts)
+
     def setup(self, facts: Facts) -> None:
         for part in self.parts:
             part.setup(facts)

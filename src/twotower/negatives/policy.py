@@ -176,6 +176,11 @@ class IRGAN(Policy):
                 "0, or exclude_known to false"
             )
 
+    @property
+    def leaves_out_positives(self) -> bool:  # type: ignore[override]
+        """Whether known items are excluded."""
+        return self.exclude_known
+
     @torch.no_grad()
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         shape, device = (len(batch.query_B), self.n), batch.item_P.device

@@ -40,6 +40,7 @@ class Queue(Sampler):
     """
 
     density = "approximate"
+    offers_items = False
 
     batches: int = 8
     warm_up: int = 0
@@ -56,6 +57,11 @@ class Queue(Sampler):
             raise ConfigError(f"Queue: batches is {self.batches}, expected at least 1; leave the sampler out for none")
         if self.warm_up < 0:
             raise ConfigError(f"Queue: warm_up is {self.warm_up}, expected 0 or more steps")
+
+    @property
+    def idle_steps(self) -> int:
+        """The warm-up, and the first step in any case: no batch was before it."""
+        return max(self.warm_up, 1)
 
     def setup(self, facts: Facts) -> None:
         shape, device = (self.batches, _most_items(facts)), facts.item_count_M.device

@@ -48,6 +48,7 @@ class RankWindow(Sampler):
     """
 
     density = "exact"
+    leaves_out_positives = True
 
     n: int = field(default=1, kw_only=False)
     first: int = 101
@@ -72,6 +73,11 @@ class RankWindow(Sampler):
             raise ConfigError(f"RankWindow: refresh_every is {self.refresh_every}, expected at least 1 step")
         if self.after < 0:
             raise ConfigError(f"RankWindow: after is {self.after}, expected 0 or more steps")
+
+    @property
+    def idle_steps(self) -> int:
+        """Those before the first snapshot."""
+        return self.after
 
     def setup(self, facts: Facts) -> None:
         if self.first > facts.n_items:

@@ -165,6 +165,7 @@ class FirstViolation(Pooled):
     n_items: int = field(init=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.margin < math.inf:
             raise ConfigError(f"FirstViolation: margin is {self.margin}, expected 0 or more")
         if self.weight not in ("rank", "log_rank"):

@@ -135,6 +135,7 @@ class Unknown(Sampler):
     """
 
     density = "exact"
+    leaves_out_positives = True
     per_query: ClassVar[bool] = True
 
     of: Law

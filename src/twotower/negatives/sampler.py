@@ -48,6 +48,15 @@ class Sampler(Part):
     """
 
     density: ClassVar[Density]
+    leaves_out_positives: ClassVar[bool] = False
+    """Whether no query is ever offered what it is known to like: then its positives count nothing, -inf in logs."""
+    offers_items: ClassVar[bool] = True
+    """Whether all that is offered are items of the catalogue as they are now, which others may choose from by row."""
+
+    @property
+    def idle_steps(self) -> int:
+        """Steps at the start of a run in which nothing is offered."""
+        return 0
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         """Candidates of one global batch, not yet counted. The same generator state gives the same rows."""

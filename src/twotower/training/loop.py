@@ -213,7 +213,7 @@ def fit_once(
         held_out(store, part_E, "valid", filter_seen=run.evaluation.filter_seen) if (part_E == 1).any() else None
     )
     recorder = recorder or Recorder(None, quiet=True)
-    events, shown = _trained(part_E, "train")
+    events, shown = trained_events(part_E, "train")
     return Loop(run, store, events, questions, recorder, folder, shown=shown).run_to(run.training.epochs)
 
 
@@ -228,14 +228,40 @@ def refit(
 ) -> Fit:
     """Train anew on training and validation events for a length chosen before, with the same schedule."""
     recorder = recorder or Recorder(None, quiet=True)
-    events, shown = _trained(part_E, "train", "valid")
+    events, shown = trained_events(part_E, "train", "valid")
     return Loop(run, store, events, None, recorder, folder, shown=shown).run_to(epochs)
 
 
-def _trained(part_E: np.ndarray, *names: str) -> tuple[np.ndarray, np.ndarray]:
+def trained_events(part_E: np.ndarray, *names: str) -> tuple[np.ndarray, np.ndarray]:
     """Events of these parts that were taken, and impressions that were not."""
     parts = [PARTS[name] for name in names]
     return np.flatnonzero(np.isin(part_E, parts)), np.flatnonzero(np.isin(part_E - SHOWN, parts))
+
+
+def batches_of(run: Run, store: Store, events: np.ndarray, shown: np.ndarray | None, *, seed: int) -> TrainingBatches:
+    """The run's batches of these events, with impressions that were not taken."""
+    training = run.training
+    return TrainingBatches(
+        store,
+        events,
+        batch_of=training.batch_of,
+        batch_size=training.batch_size,
+        shown=shown,
+        query_weight=training.query_weight,
+        thin=training.thin,
+        seed=seed,
+    )
+
+
+def _check_idle(run: Run, steps: int) -> None:
+    """Raise ConfigError where training ends before the sampler offers anything."""
+    idle, name = run.negatives.idle_steps, type(run.negatives).__name__
+    if steps <= idle:
+        raise ConfigError(
+            f"negatives: {name} offers nothing in the first {idle:,} steps, but training.epochs = "
+            f"{run.training.epochs:g} gives {steps:,}: train longer, shorten its warm-up, or mix it with one that "
+            "starts at once, such as InBatch"
+        )
 
 
 class Loop:
@@ -254,21 +280,13 @@ class Loop:
     ) -> None:
         training = run.training
         self.run, self.store, self.questions, self.recorder, self.folder = run, store, questions, recorder, folder
-        self.batches = TrainingBatches(
-            store,
-            events,
-            batch_of=training.batch_of,
-            batch_size=training.batch_size,
-            shown=shown,
-            query_weight=training.query_weight,
-            thin=training.thin,
-            seed=training.seed,
-        )
+        self.batches = batches_of(run, store, events, shown, seed=training.seed)
         torch.manual_seed(training.seed)
         self.model = Model(run, store, self.batches.facts()).to(training.device)
         self.stepper = Stepper(self.model, training)
         check_metric_of(training)
         self.scheduled_steps = max(round(training.epochs * self.batches.steps_per_epoch), 1)
+        _check_idle(run, self.scheduled_steps)
         self.every = max(round(training.validate_every * self.batches.steps_per_epoch), 1)
         self.history: list[dict[str, float]] = []
         self.best_metric: float | None = None
@@ -298,6 +316,7 @@ class Loop:
             self._save(step, only_last=self.folder is not None and (self.folder / BEST).exists())
             self.recorder.say(f"interrupted at step {step}: the model so far is in {self.folder}")
             raise
+        self.recorder.say_alone()
         if self.questions is None:
             self.best_epoch = self._epoch(step)
         self._save(step, only_last=self.questions is not None)

@@ -20,6 +20,10 @@ from .health import Watch
 from .step import StepReport
 
 METRICS = "metrics.jsonl"
+MOSTLY = 0.5
+"""Share of positives without a candidate from which that is said."""
+AFTER_STEPS = 100
+"""Before it some samplers are warming up; at the end of a shorter stretch it is said all the same."""
 LOG_EVERY_S = 1.0
 """Steps are averaged over this many seconds before they are written."""
 
@@ -39,6 +43,9 @@ class Recorder:
         """Step, epoch and settings of the newest report."""
         self.since = time.perf_counter()
         self.watch = Watch()
+        self.n_positives = self.n_alone = 0
+        """Of this stretch."""
+        self.said_alone = False
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -57,6 +64,7 @@ class Recorder:
     def begin(self, name: str, total_steps: int) -> None:
         """A new stretch of training with a bar of its own."""
         self.flush()
+        self.n_positives = self.n_alone = 0
         if self.task is not None:
             self.progress.remove_task(self.task)
         self.task = self.progress.add_task(name, total=total_steps, note="")
@@ -69,6 +77,10 @@ class Recorder:
     def step(self, step: int, epoch: float, rate: float, report: StepReport, temperature: float | None) -> None:
         """One more step."""
         self.reports.append(report)
+        self.n_positives += report.n_pairs
+        self.n_alone += report.alone
+        if step == AFTER_STEPS:
+            self.say_alone()
         self.at = (step, epoch, {"rate": rate} if temperature is None else {"rate": rate, "temperature": temperature})
         if report.health is not None:
             for warning in self.watch.warnings(step, report.health):
@@ -86,6 +98,16 @@ class Recorder:
             if self.task is not None:
                 self.progress.update(self.task, completed=step, note=note)
         self.reports, self.since = [], time.perf_counter()
+
+    def say_alone(self) -> None:
+        """Say once where most positives had nothing to be compared with, at the end of a stretch or early in it."""
+        if self.said_alone or self.n_alone <= MOSTLY * self.n_positives:
+            return
+        self.said_alone = True
+        self.say(
+            f"{self.n_alone / self.n_positives:.0%} of the positives had no candidate and taught nothing: twotower "
+            "audit tells why; take more or other negatives, or mix with InBatch or Uniform"
+        )
 
     @contextmanager
     def paused(self) -> Iterator[None]:
