@@ -176,9 +176,9 @@ def test_nothing_to_choose_from_is_no_candidate(name: str, facts: Facts, look: R
     assert bool((block.log_weight == -math.inf).all())
 
 
-def test_vectors_that_are_no_items_are_refused(look: RunLook) -> None:
+def test_vectors_that_nobody_told_of_are_an_error(look: RunLook) -> None:
     block = replace(Block.of(torch.tensor([-1])), vector=torch.zeros(1, M))
-    with pytest.raises(ConfigError, match="vectors that are no items"):
+    with pytest.raises(TypeError, match="Given offers vectors that are no items"):
         chosen(DNS(of=Given(blocks=(block,))), batch_of([1]), see(look, random_scores(1)))
 
 

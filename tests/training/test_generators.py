@@ -30,7 +30,8 @@ SHOWN = Ragged(
 
 def run_with(policy: Policy, **training: object) -> Run:
     run = run_of(checkerboard(), loss=SampledSoftmax(temperature=0.2, correction="none"), **training)
-    return replace(run, negatives=Uniform(16, per_query=True) + policy)
+    schema = replace(run.schema, interactions=replace(run.schema.interactions, taken="taken"))
+    return replace(run, schema=schema, negatives=Uniform(16, per_query=True) + policy)
 
 
 def started(run: Run) -> tuple[Stepper, list[Batch]]:

@@ -61,10 +61,8 @@ def _of_law(law: Law) -> Iterator[str]:
             "for it."
         )
     else:
-        worst, decile = law.worst[0], max(law.deciles, key=lambda decile: abs(decile.count.z))
         yield (
-            f"COUNTS DO NOT AGREE with the draws (p = {law.p:.2g}): item {worst.id} is offered "
-            f"{_times(worst.count.ratio)} what is claimed, decile {decile.number} {_times(decile.count.ratio)}. A "
+            f"COUNTS DO NOT AGREE with the draws (p = {law.p:.2g}): {' and '.join(_off(law))} what is claimed. A "
             "corrected loss would be wrong by that: mend draw or log_count before training."
         )
     if law.carried_over > 1.5:
@@ -72,6 +70,15 @@ def _of_law(law: Law) -> Iterator[str]:
             f"Candidates carry over from batch to batch: their variance is {law.carried_over:.1f} times that of "
             "independent batches, and intervals are wider by that."
         )
+
+
+def _off(law: Law) -> Iterator[str]:
+    """What is off for sure, the furthest of each kind."""
+    worst, decile = law.worst[0], max(law.deciles, key=lambda decile: abs(decile.count.z))
+    if law.p_items < SURE:
+        yield f"item {worst.id} is offered {_times(worst.count.ratio)}"
+    if law.p_deciles < SURE:
+        yield f"decile {decile.number} is offered {_times(decile.count.ratio)}"
 
 
 def _of_estimates(law: Law) -> str:
