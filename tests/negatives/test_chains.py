@@ -16,7 +16,7 @@ from twotower.data.splits import RandomSplit
 from twotower.errors import ConfigError
 from twotower.losses import BilateralSoftmax, SampledSoftmax
 from twotower.negatives import MCNS, Chain, Gibbs, MetropolisHastings, Mined, Mixture, Popularity, Uniform, propose
-from twotower.negatives.chains import two_hop_neighbours
+from twotower.negatives.neighbours import two_hop_neighbours
 from twotower.part import Facts
 from twotower.records import Batch, Ragged
 from twotower.schema import Id, Interactions, Schema

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from ..frequency import log_of_at_least_one
 from ..part import Facts
-from ..records import Batch, Block, Encoded, Ragged
+from ..records import Batch, Block, Encoded, Ragged, find, running_sum
 from ..scoring import DEFAULT_TILE
 from .row_loss import Loss, RowLoss
 from .softmax import SampledSoftmax
@@ -129,8 +129,7 @@ def turned(encoded: Encoded, log_presence_Q: Tensor) -> Encoded:
 def _knowing(batch: Batch, item_U: Tensor) -> Ragged:
     """[U] lists of the queries of the batch that know each of the items (rising rows), rising and distinct."""
     owner, item = batch.known.owner(), batch.known.value
-    at = torch.searchsorted(item_U, item).clamp(max=len(item_U) - 1)
-    found = item_U[at] == item
+    at, found = find(item_U, item)
     pairs = torch.stack([at[found], batch.query_B[owner[found]]], 1).unique(dim=0)
     length = pairs[:, 0].bincount(minlength=len(item_U))
-    return Ragged(offset=torch.cat([length.new_zeros(1), length.cumsum(0)]), value=pairs[:, 1].contiguous())
+    return Ragged(offset=running_sum(length), value=pairs[:, 1].contiguous())

@@ -59,6 +59,11 @@ class Mixture(Sampler):
         order: tuple[Density, ...] = ("relative", "approximate", "exact")
         return next(density for density in order if density in found)
 
+    @property
+    def per_query_law(self) -> bool:  # type: ignore[override]
+        """One such part is enough."""
+        return any(part.per_query_law for part in self.parts)
+
     def setup(self, facts: Facts) -> None:
         for part in self.parts:
             part.setup(facts)

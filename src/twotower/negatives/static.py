@@ -50,7 +50,7 @@ class Law(Sampler):
 
     def setup(self, facts: Facts) -> None:
         weight_M = self.weights(facts)
-        total = require_weight(self, weight_M)
+        q_M = share(self, weight_M)
         if self.unique:
             some = int((weight_M > 0).sum())
             if some < self.n:
@@ -62,7 +62,7 @@ class Law(Sampler):
             count_M = self.table.count_M
         else:
             self.table = AliasTable(weight_M)
-            count_M = weight_M / total * self.n
+            count_M = q_M * self.n
         # Follows from the data, so it is not saved: tomorrow's run counts tomorrow's events.
         self.register_buffer("log_count_M", count_M.log().float(), persistent=False)
 
@@ -78,15 +78,15 @@ class Law(Sampler):
         return self.log_count_M[row]
 
 
-def require_weight(sampler: Sampler, weight_M: Tensor) -> float:
-    """The sum of the weights; ConfigError where they are no law."""
+def share(sampler: Sampler, weight_M: Tensor) -> Tensor:
+    """[M] probability of each item where it is in proportion to a weight; ConfigError where the weights are no law."""
     total = float(weight_M.sum())
     if not 0 < total < math.inf:
         raise ConfigError(
             f"{type(sampler).__name__}: the weights of {len(weight_M)} items sum to {total}, expected a positive"
             " number; check that there are training events and that no setting (alpha) is extreme"
         )
-    return total
+    return weight_M / total
 
 
 class Uniform(Law):
