@@ -23,6 +23,9 @@ class Symmetric(Loss):
     are excluded. Where L is corrected, the other way is corrected with the counts of the queries: the probability that
     a query is in the batch, log(1 - (1 - q)^(B - 1)).
 
+    Raises ConfigError where weight is not between 0 and 1, where L excludes nothing, and where it keeps something for
+    each query (``AdvInfoNCE``, ``AdapTau`` with a finite beta), which items have not.
+
     Source: Radford et al., CLIP, ICML 2021, figure 3 (both directions of the batch, weight 1/2); the correction is that
     of Yi et al., RecSys 2019, with the sides exchanged.
     """
@@ -40,6 +43,11 @@ class Symmetric(Loss):
             raise ConfigError(
                 "loss.of.exclude of Symmetric: found 'none', but the other way round there is nothing like it: use "
                 "'known' or 'positives'"
+            )
+        if self.of.knows_queries:
+            raise ConfigError(
+                f"loss.of of Symmetric: found {type(self.of).__name__}, which keeps something for each query, but the "
+                "other way round items take the place of queries: use another loss, such as SampledSoftmax"
             )
 
     def setup(self, facts: Facts) -> None:
@@ -68,6 +76,10 @@ class Symmetric(Loss):
 
     def constrain(self) -> None:
         self.of.constrain()
+
+    def observe(self, encoded: Encoded, notes: dict[str, Tensor]) -> None:
+        """The loss learns from queries that look for items, once a step."""
+        self.of.observe(encoded, notes)
 
     def forward(
         self, encoded: Encoded, *, tile: int | None = DEFAULT_TILE, gemm: torch.dtype | None = None

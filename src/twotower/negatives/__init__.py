@@ -26,6 +26,7 @@ from .rank_window import RankWindow
 from .ranked import AOBPR, FirstViolation
 from .rejection import Rejection, Unknown
 from .rns import RNS
+from .room import Room, Sizes
 from .sampler import Density, Look, Sampler, propose
 from .srns import SRNS
 from .static import Catalogue, Law, LogPopularity, LogUniform, Popularity, TwoBucket, Uniform
@@ -104,8 +105,10 @@ __all__ = [
     "Queue",
     "RankWindow",
     "Rejection",
+    "Room",
     "Rotations",
     "Sampler",
+    "Sizes",
     "SoftmaxDNS",
     "TwoBucket",
     "Uniform",

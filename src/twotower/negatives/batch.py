@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..part import Facts
 from ..records import Batch, Block
+from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
 
 
@@ -29,6 +30,9 @@ class InBatch(Sampler):
     """
 
     density = "approximate"
+
+    def room(self, sizes: Sizes) -> Room:
+        return Room(shared=sizes.batch_items, of_batch=True)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         return (Block.of(torch.unique(batch.item_P), of_batch=True),)
@@ -70,6 +74,9 @@ class Rotations(Sampler):
     def setup(self, facts: Facts) -> None:
         # Follows from the data, so it is not saved: tomorrow's run counts tomorrow's events.
         self.register_buffer("log_share_M", facts.item_share_M.log().float(), persistent=False)
+
+    def room(self, sizes: Sizes) -> Room:
+        return Room(own=self.n, kept=4 * sizes.n_items)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         shift = torch.randperm(_n_shifts(batch), generator=rng, device=rng.device)[: self.n] + 1

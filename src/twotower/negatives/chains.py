@@ -21,6 +21,7 @@ from ..part import Facts
 from ..records import NEG_INF, Batch, Block, Encoded, Ragged
 from .drawing import by_softmax, one_of, uniform
 from .neighbours import two_hop_neighbours
+from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
 from .scores import dots, scores, snapshot
 from .static import Popularity, Uniform
@@ -77,6 +78,9 @@ class Chain(Sampler):
     def setup(self, facts: Facts) -> None:
         chain_Qn = torch.full((len(facts.query_count_Q), self.n), -1, dtype=torch.int32)
         self.register_buffer("chain_Qn", chain_Qn)
+
+    def room(self, sizes: Sizes) -> Room:
+        return Room(own=self.n, kept=4 * sizes.n_queries * self.n)
 
     @abstractmethod
     def start(self, batch: Batch, look: Look, rng: torch.Generator) -> Tensor:
@@ -160,6 +164,9 @@ class MetropolisHastings(Chain):
         super().setup(facts)
         self.of.setup(facts)
 
+    def room(self, sizes: Sizes) -> Room:
+        return super().room(sizes) + Room(kept=self.of.room(sizes).kept)
+
     def start(self, batch: Batch, look: Look, rng: torch.Generator) -> Tensor:
         return proposals(self.of, self.n, batch, look, rng)
 
@@ -219,6 +226,10 @@ class Gibbs(Chain):
         # Any layout is right, so that of tomorrow's catalogue may be another.
         self.register_buffer("grid_RC", grid.view(n_rows, n_columns), persistent=False)
         self.register_buffer("cell_M", order_M.argsort(), persistent=False)
+
+    def room(self, sizes: Sizes) -> Room:
+        n_cells = sizes.n_items + math.isqrt(sizes.n_items) + 1
+        return super().room(sizes) + Room(kept=8 * (n_cells + sizes.n_items))
 
     def start(self, batch: Batch, look: Look, rng: torch.Generator) -> Tensor:
         shape = (len(batch.query_B), self.n)
@@ -317,6 +328,10 @@ class MCNS(Chain):
         self.register_buffer("offset_M", found.offset, persistent=False)
         self.register_buffer("near", found.value.int(), persistent=False)
 
+    def room(self, sizes: Sizes) -> Room:
+        near = 8 * (sizes.n_items + 1) + 8 * sizes.n_items * min(self.neighbours, sizes.n_items)
+        return super().room(sizes) + Room(kept=self.of.room(sizes).kept + near)
+
     def start(self, batch: Batch, look: Look, rng: torch.Generator) -> Tensor:
         return proposals(self.of, self.n, batch, look, rng)
 
@@ -380,11 +395,11 @@ def _never_offered(of: Sampler, row: Tensor, batch: Batch, look: Look) -> Tensor
 
 
 def require_own_draws(sampler: Sampler, of: Sampler) -> None:
-    """ConfigError where ``of`` is no fixed law that each query has draws of its own by."""
-    if of.density != "exact" or not getattr(of, "per_query", False):
+    """ConfigError where ``of`` is no law that each query has independent draws of its own by."""
+    if of.density != "exact" or not getattr(of, "per_query", False) or getattr(of, "unique", False):
         raise ConfigError(
-            f"{type(sampler).__name__}: of is {of!r}, expected a law that proposes items to each query on its own and "
-            "knows their density exactly, such as Uniform(32, per_query=True)"
+            f"{type(sampler).__name__}: of is {of!r}, expected a law that proposes items to each query on its own, "
+            "independently, and knows their density exactly, such as Uniform(32, per_query=True)"
         )
 
 

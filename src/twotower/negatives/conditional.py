@@ -15,6 +15,7 @@ from ..part import Facts
 from ..records import NEG_INF, Batch, Block, Features, Ragged, find, running_sum
 from .alias import AliasTable
 from .drawing import bounds, by_weight, uniform
+from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
 from .static import power, share
 from .tiles import tiles
@@ -99,6 +100,10 @@ class Conditional(Sampler):
         self.register_buffer("key_Z", key_Z, persistent=False)
         self.register_buffer("until_Z", running_sum(weight_Z), persistent=False)
         self.register_buffer("log_share_Z", (weight_Z / total_G[of_Z]).log().float(), persistent=False)
+
+    def room(self, sizes: Sizes) -> Room:
+        """Each event may be a (group, item) of its own."""
+        return Room(own=self.n, kept=20 * (sizes.n_items + sizes.n_events))
 
     def _groups(self, features: Features) -> Tensor:
         """[n] the value of each query, -1 for none."""

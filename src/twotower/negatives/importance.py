@@ -20,6 +20,7 @@ from ..errors import ConfigError
 from ..part import Facts
 from ..records import NEG_INF, Batch, Block, Encoded, running_sum
 from .drawing import by_weight
+from .room import Room, Sizes
 from .sampler import Look, Sampler
 from .scores import scores
 
@@ -149,6 +150,10 @@ class AdaptiveImportance(Sampler):
         self.register_buffer("popular_M", popular_M, persistent=False)
         self.register_buffer("projection_DH", projection_DH.to(popular_M.device))
         self.register_buffer("histogram_CM", popular_M.repeat(2**self.bits, 1))
+
+    def room(self, sizes: Sizes) -> Room:
+        most = max(self.cap // self.block * self.block, sizes.n_items)
+        return Room(own=most, kept=4 * (sizes.n_items * (1 + 2**self.bits) + sizes.width * self.bits))
 
     def cluster(self, query_BD: Tensor) -> Tensor:
         """[B] sign patterns, as numbers from 0 to 2^bits - 1."""

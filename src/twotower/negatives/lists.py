@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..part import Facts
 from ..records import NEG_INF, Batch, Block, find, running_sum, spans
 from .drawing import bounds, by_weight
+from .room import Room, Sizes
 from .sampler import Density, Look, Sampler, require_some
 from .scores import pair_scores
 
@@ -102,6 +103,9 @@ class Impressions(Sampler):
         self.register_buffer("key_L", owner_L * facts.n_items + lists.value, persistent=False)
         self.register_buffer("share_L", share_L, persistent=False)
         self.register_buffer("until_L", running_sum(share_L), persistent=False)
+
+    def room(self, sizes: Sizes) -> Room:
+        return Room(own=self.n, kept=8 * (sizes.n_queries + 1) + 24 * sizes.n_shown + 8)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         start_B, stop_B = bounds(self.offset_Q, batch.query_B)

@@ -13,6 +13,7 @@ from ..part import Facts
 from ..records import NEG_INF
 from .drawing import best, by_softmax, gumbel, picked, some_of, uniform
 from .pool import Mined, Pool, Pooled
+from .room import Room, Sizes
 from .sampler import Sampler
 from .static import Uniform
 
@@ -197,6 +198,9 @@ class BNS(Mined):
         super().setup(facts)
         # Follows from the data, so it is not saved: tomorrow's run counts tomorrow's events.
         self.register_buffer("prior_M", facts.item_share_M.float(), persistent=False)
+
+    def room(self, sizes: Sizes) -> Room:
+        return super().room(sizes) + Room(kept=4 * sizes.n_items)
 
     def choose(self, pool: Pool, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
         turn_CP = gumbel(pool.row_CP.shape, rng, pool.row_CP.device)

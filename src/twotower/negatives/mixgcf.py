@@ -12,6 +12,7 @@ from ..part import Facts
 from ..records import NEG_INF, Batch, Block, Encoded, Mix
 from .drawing import one_of, uniform
 from .pool import candidate_rows
+from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
 from .scores import layer_scores
 from .static import Uniform
@@ -48,6 +49,9 @@ class MixGCF(Sampler):
 
     def setup(self, facts: Facts) -> None:
         self.of.setup(facts)
+
+    def room(self, sizes: Sizes) -> Room:
+        return self.of.room(sizes).chosen(self.n)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         return tuple(self._one(batch, look, rng) for _ in range(self.n))

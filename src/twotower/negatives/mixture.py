@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..part import Facts
 from ..records import Batch, Block, Encoded
+from .room import Room, Sizes
 from .sampler import Density, Look, Sampler
 
 
@@ -67,6 +68,9 @@ class Mixture(Sampler):
     def setup(self, facts: Facts) -> None:
         for part in self.parts:
             part.setup(facts)
+
+    def room(self, sizes: Sizes) -> Room:
+        return sum((part.room(sizes) for part in self.parts), Room())
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         return tuple(

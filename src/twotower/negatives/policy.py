@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from ..part import Facts
 from ..records import Block, Encoded
 from ..tables import Table, TableSettings
+from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
 from .scores import dots
 
@@ -80,6 +81,10 @@ class Policy(Sampler):
         self.of_bias = None
         if self.bias:
             self.of_bias = Table(facts.n_items, 1, TableSettings(init="zeros", lr_scale=self.lr_scale))
+
+    def room(self, sizes: Sizes) -> Room:
+        bias = ((sizes.n_items, 1),) if self.bias else ()
+        return Room(own=self.n, tables=((sizes.n_queries, self.dim), (sizes.n_items, self.dim), *bias))
 
     def learns(self, blocks: tuple[Block, ...], look: Look) -> bool:
         """Whether the generator takes a step: what it drew is there, and it is its turn."""

@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..part import Facts
 from ..records import NEG_INF, Batch, Block, Encoded
 from .drawing import best, picked
+from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
 from .scores import dots, positive_scores
 from .static import Uniform
@@ -80,6 +81,11 @@ class Pooled(Sampler):
     def setup(self, facts: Facts) -> None:
         self.of.setup(facts)
 
+    def room(self, sizes: Sizes) -> Room:
+        """All that is offered may be chosen."""
+        of = self.of.room(sizes)
+        return of.chosen(max(of.shared + of.own, 1))
+
     @abstractmethod
     def choose(self, pool: Pool, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """[C, n] places of the pool, -1 for none, and log weights of the chosen, None for 0."""
@@ -105,6 +111,9 @@ class Mined(Pooled):
 
     def __post_init__(self) -> None:
         require_some(self, self.n)
+
+    def room(self, sizes: Sizes) -> Room:
+        return super().room(sizes).chosen(self.n)
 
 
 def offered(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, Block]:

@@ -12,6 +12,7 @@ from ..part import Facts
 from ..records import NEG_INF, Batch, Block, Ragged, find, running_sum
 from ..scoring import tile_for
 from .drawing import best, some_of
+from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
 from .scores import snapshot
 
@@ -81,6 +82,9 @@ class RankWindow(Sampler):
         self.register_buffer("item_MD", torch.zeros(facts.n_items, facts.width, device=device))
         self.register_buffer("taken_at", torch.zeros((), dtype=torch.int64, device=device))
         self.windows = None
+
+    def room(self, sizes: Sizes) -> Room:
+        return Room(own=self.n, kept=4 * sizes.n_items * sizes.width + 8)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         if look.step > self.after and (look.step - self.after - 1) % self.refresh_every == 0:

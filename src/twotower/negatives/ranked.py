@@ -14,6 +14,7 @@ from ..part import Facts
 from ..records import NEG_INF, Batch, Block
 from .drawing import best, by_softmax, gumbel, uniform
 from .pool import Pool, Pooled
+from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
 from .scores import snapshot
 
@@ -77,6 +78,9 @@ class AOBPR(Sampler):
         self.register_buffer("rank_DM", torch.zeros(shape, dtype=torch.int32))
         self.register_buffer("deviation_D", torch.zeros(facts.width))
         self.register_buffer("refreshed_at", torch.zeros((), dtype=torch.int64))
+
+    def room(self, sizes: Sizes) -> Room:
+        return Room(own=self.n, kept=(8 * sizes.n_items + 4) * sizes.width + 8)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         self._refresh(look)
@@ -173,6 +177,9 @@ class FirstViolation(Pooled):
     def setup(self, facts: Facts) -> None:
         super().setup(facts)
         self.n_items = facts.n_items
+
+    def room(self, sizes: Sizes) -> Room:
+        return super().room(sizes).chosen(1)
 
     def choose(self, pool: Pool, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
         turn_CP = pool.log_weight_CP + gumbel(pool.row_CP.shape, rng, pool.row_CP.device)

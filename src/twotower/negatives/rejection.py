@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..part import Facts
 from ..records import NEG_INF, Batch, Block, Ragged, running_sum
 from .drawing import uniform
+from .room import Room, Sizes
 from .sampler import Look, Sampler
 from .static import Law, share
 from .tiles import tiles
@@ -92,6 +93,9 @@ class Rejection(Sampler):
         # Follows from the data, so it is not saved: tomorrow's run counts tomorrow's events.
         self.register_buffer("accept_M", ratio_M * self.acceptance_rate, persistent=False)
 
+    def room(self, sizes: Sizes) -> Room:
+        return self.target.room(sizes) + Room(kept=self.of.room(sizes).kept + 8 * sizes.n_items)
+
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         shape = (len(batch.query_B), self.n) if self.per_query else (self.n,)
         row = torch.full((math.prod(shape),), -1, device=batch.item_P.device)
@@ -156,6 +160,9 @@ class Unknown(Sampler):
         self.n_drawn = int((weight_M > 0).sum())
         # Follows from the data, so it is not saved: tomorrow's run counts tomorrow's events.
         self.register_buffer("end_M", weight_M.cumsum(0), persistent=False)
+
+    def room(self, sizes: Sizes) -> Room:
+        return Room(own=self.n, kept=8 * sizes.n_items)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         known = batch.known

@@ -13,6 +13,7 @@ from ..part import Facts
 from ..records import NEG_INF, Batch, Block, Encoded, Ragged
 from .drawing import by_softmax, one_of, picked, uniform
 from .policy import Policy, log_p_at, model_scores, reinforce, slots_of
+from .room import Room, Sizes
 from .sampler import Look
 from .tiles import tiles
 
@@ -85,6 +86,9 @@ class RNS(Policy):
         self.register_buffer("shown_offset", facts.shown.offset, persistent=False)
         self.register_buffer("shown_item", facts.shown.value, persistent=False)
         self.register_buffer("mean_reward", torch.zeros(()))
+
+    def room(self, sizes: Sizes) -> Room:
+        return super().room(sizes) + Room(kept=8 * (sizes.n_queries + 1 + sizes.n_shown) + 4)
 
     @torch.no_grad()
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:

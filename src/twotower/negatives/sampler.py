@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..part import Part
 from ..records import Batch, Block, Candidates, Encoded
+from .room import Room, Sizes
 
 if TYPE_CHECKING:
     from .mixture import Mixture
@@ -50,6 +51,10 @@ class Sampler(Part):
     density: ClassVar[Density]
     per_query_law: ClassVar[bool] = False
     """Whether the law is of each query's own: then, and only then, ``log_count`` gives [B, N] for [N] rows."""
+
+    def room(self, sizes: Sizes) -> Room:
+        """What it takes up, at most: for an estimate of memory before anything is set up."""
+        raise TypeError(f"{type(self).__name__} does not say what room it needs")
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         """Candidates of one global batch, not yet counted. The same generator state gives the same rows."""

@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from ..part import Facts
 from ..records import NEG_INF, Batch, Block, Encoded
 from .drawing import best, gumbel, picked, uniform
+from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
 from .scores import positive_scores, scores
 
@@ -111,6 +112,11 @@ class SRNS(Sampler):
         self.register_buffer("memory_QS", memory)
         self.register_buffer("visits_Q", torch.zeros(n_queries, dtype=torch.int32))
         self.visit: _Visit | None = None
+
+    def room(self, sizes: Sizes) -> Room:
+        places = min(self.pool, sizes.n_items)
+        of_query = places * (4 + 2 * _VISITS) + min(self.memory, places) * 4 + 4
+        return Room(own=self.n, kept=of_query * sizes.n_queries)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         first_B = batch.first_lines()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import field
+from dataclasses import field, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..part import Facts
 from ..records import Batch, Block
 from .alias import AliasTable
 from .distinct import DistinctTable
+from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
 
 
@@ -66,6 +67,10 @@ class Law(Sampler):
         # Follows from the data, so it is not saved: tomorrow's run counts tomorrow's events.
         self.register_buffer("log_count_M", count_M.log().float(), persistent=False)
 
+    def room(self, sizes: Sizes) -> Room:
+        shared, own = (0, self.n) if self.per_query else (self.n, 0)
+        return Room(shared=shared, own=own, kept=(28 if self.unique else 20) * sizes.n_items)
+
     def rows(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
         """Item rows of that shape: independent draws, or with ``unique`` lists of n along the last axis."""
         return self.table.draw(shape, rng)
@@ -106,6 +111,10 @@ class Uniform(Law):
         if self.unique:
             super().setup(facts)
 
+    def room(self, sizes: Sizes) -> Room:
+        room = super().room(sizes)
+        return room if self.unique else replace(room, kept=0)
+
     def rows(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
         if self.unique:
             return super().rows(shape, rng)
@@ -125,6 +134,9 @@ class Catalogue(Sampler):
 
     def setup(self, facts: Facts) -> None:
         self.n_items = facts.n_items
+
+    def room(self, sizes: Sizes) -> Room:
+        return Room(shared=sizes.n_items)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         return (Block.of(torch.arange(self.n_items, device=batch.item_P.device)),)
