@@ -29,8 +29,8 @@ class MixGCF(Sampler):
     one layer: positive mixing alone. With ``mixing = 0`` and one layer it is ``DNS``.
 
     What is made is no item, so nothing excludes it, and it has no density: for losses that are not corrected. Choose it
-    with a graph and a pairwise loss, where DNS already helps. A step costs two more propagations of the graph for each of
-    the n, one of them without gradient.
+    with a graph and a pairwise loss, where DNS already helps. A step costs two more propagations of the graph for each
+    of the n, one of them without gradient.
 
     Source: Huang et al., MixGCF: an improved training method for graph neural network-based recommender systems (KDD
     2021), equations 6 to 9.
