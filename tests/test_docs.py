@@ -7,13 +7,15 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import twotower
 from twotower.cli import app, main
 from twotower.config import dump_run, parse_run
-from twotower.losses import AdaptiveTemperature
+from twotower.losses import AdaptiveTemperature, Losses
+from twotower.negatives import Negatives
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,6 +38,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "items.csv").write_text("item,parity\n" + "".join(kinds), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_every_sampler_and_loss_has_its_line() -> None:
+    for page, members in (("choose-negatives", Negatives), ("choose-loss", Losses)):
+        text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+        missing = [kind.__name__ for kind in get_args(members) if f"`{kind.__name__}`" not in text]
+        assert not missing, f"docs/{page}.md: found no {missing}"
 
 
 def words(command: str) -> list[str]:

@@ -129,9 +129,9 @@ class _ItemLayers(torch.autograd.Function):
 
 @dataclass(frozen=True, kw_only=True)
 class _Propagated:
-    """Vectors of all rows of both sides, and the state of what they were made of."""
+    """Vectors of all rows, of both sides or by layers, and the state of what they were made of."""
 
-    vectors: tuple[Tensor, Tensor]
+    vectors: tuple[Tensor, ...]
     sources: tuple[Tensor, ...]
     versions: tuple[int, ...]
     """Of the sources: one more whenever they are changed in place."""
@@ -191,11 +191,12 @@ class Graph(Part):
         self.register_buffer("edge_2E", edge_2E)
         self._adjacency: Adjacency | None = None
         self._trained: _Propagated | None = None
+        self._layered: _Propagated | None = None
         self._served: _Propagated | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes its own products: what these were made of is not the copy's."""
-        return {**self.__dict__, "_adjacency": None, "_trained": None, "_served": None}
+        return {**self.__dict__, "_adjacency": None, "_trained": None, "_layered": None, "_served": None}
 
     def look_up(self, side: Side, row: Tensor) -> Tensor:
         """[n] rows of the id table -> [n, D]; zeros where the row is -1."""
@@ -207,15 +208,27 @@ class Graph(Part):
     def item_layers(self, row: Tensor) -> Tensor:
         """[n] rows of the id table -> [n, L + 1, D], what the mean of ``look_up`` is taken of.
 
-        With a gradient it costs a propagation of its own.
+        With a gradient it costs a propagation of its own; without, one for as long as the tables stay as they are.
         """
-        self._propagated()
-        found = self._trained
-        assert found is not None
-        with_gradient = self.training and torch.is_grad_enabled()
-        start = found.leaves if with_gradient else tuple(table.weight for table in self.tables)
-        layer_IHD: Tensor = _ItemLayers.apply(self.adjacency(start[0]), self.layers, *start)  # type: ignore[no-untyped-call]
-        return layer_IHD.index_select(0, row)
+        if self.training and torch.is_grad_enabled():
+            self._propagated()
+            assert self._trained is not None
+            return self._item_layers(self._trained.leaves).index_select(0, row)
+        sources = tuple(table.weight for table in self.tables)
+        found = self._layered
+        if found is None or not found.still_holds(sources):
+            with torch.no_grad():
+                found = self._layered = _Propagated(
+                    vectors=(self._item_layers(sources),),
+                    sources=sources,
+                    versions=tuple(weight._version for weight in sources),
+                )
+        return found.vectors[0].index_select(0, row)
+
+    def _item_layers(self, start: tuple[Tensor, ...]) -> Tensor:
+        """[I, L + 1, D] from the vectors of both tables."""
+        made: Tensor = _ItemLayers.apply(self.adjacency(start[0]), self.layers, *start)  # type: ignore[no-untyped-call]
+        return made
 
     def _propagated(self) -> tuple[Tensor, Tensor]:
         """Vectors of all rows of both sides: made once for as long as the tables stay as they are."""
