@@ -3,9 +3,9 @@
 The step is that of benchmarks/step.py: 4,096 pairs against the batch and 8,192 uniform negatives, d = 64. A sampler's
 time is that of drawing and counting for one batch, and its share is of that step. *Static* laws draw 8,192 candidates
 that the batch shares; they are held against ``torch.multinomial`` and ``numpy.random.Generator.choice`` over the same
-law (popularity^3/4), in the same process. *Distinct* draws stand beside ``torch.multinomial`` without replacement. What is mined, chained or learned draws for each query, after looking at
-scores of the current model: for these the price is what is told, for smaller batches where a whole one would be
-minutes.
+law (popularity^3/4), in the same process; *distinct* ones stand beside ``torch.multinomial`` without replacement.
+What is mined, chained or learned draws for each query, after looking at scores of the current model: for these the
+price is what is told, for smaller batches where a whole one would be minutes.
 """
 
 from __future__ import annotations
