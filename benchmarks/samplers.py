@@ -3,9 +3,9 @@
 The step is that of benchmarks/step.py: 4,096 pairs against the batch and 8,192 uniform negatives, d = 64. A sampler's
 time is that of drawing and counting for one batch, and its share is of that step. *Static* laws draw 8,192 candidates
 that the batch shares; they are held against ``torch.multinomial`` and ``numpy.random.Generator.choice`` over the same
-law (popularity^3/4), in the same process. What is mined, chained or learned draws for each query, after looking at
-scores of the current model: for these the price is what is told, for smaller batches where a whole one would be
-minutes.
+law (popularity^3/4), in the same process; *distinct* ones stand beside ``torch.multinomial`` without replacement.
+What is mined, chained or learned draws for each query, after looking at scores of the current model: for these the
+price is what is told, for smaller batches where a whole one would be minutes.
 """
 
 from __future__ import annotations
@@ -19,36 +19,94 @@ from statistics import median
 import cyclopts
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.harness import Apart, report, show
 from benchmarks.step import Ours, Sizes
-from twotower.negatives import DNS, InBatch, MixGCF, Popularity, Rotations, Sampler, Uniform, propose
+from twotower.negatives import (
+    AHNS,
+    AOBPR,
+    BNS,
+    DNS,
+    IRGAN,
+    MCNS,
+    RNS,
+    SIR,
+    SRNS,
+    FirstViolation,
+    Gibbs,
+    Impressions,
+    InBatch,
+    LogPopularity,
+    LogUniform,
+    MetropolisHastings,
+    MixGCF,
+    Popularity,
+    PositiveAware,
+    Queue,
+    RankWindow,
+    Rejection,
+    Rotations,
+    Sampler,
+    SoftmaxDNS,
+    TwoBucket,
+    Uniform,
+    Unknown,
+    propose,
+)
 from twotower.part import Facts
-from twotower.records import Ragged
+from twotower.records import Batch, Ragged
+from twotower.scoring import encode
 from twotower.training.matmul import probe
 from twotower.training.step import CurrentModel
 
 N = 8192
 SHOWN = 8
 """Items that each query was shown and did not take."""
+_POOL = Uniform(16, per_query=True)
 
 STATIC: dict[str, Sampler] = {
     "uniform": Uniform(N),
     "popularity": Popularity(N),
+    "log-popularity": LogPopularity(N),
+    "log-uniform": LogUniform(N),
+    "two-bucket": TwoBucket(N, threshold=10.0),
 }
-OF_THE_BATCH: dict[str, Sampler] = {
+OWN: dict[str, Sampler] = {
+    "uniform, unique": Uniform(N, unique=True),
+    "popularity, unique": Popularity(N, unique=True),
+    "rejection": Rejection(of=Uniform(4), target=LogPopularity(N)),
+    "unknown (8 a query)": Unknown(of=Popularity(8)),
+    "impressions (8 a query)": Impressions(8),
     "in-batch": InBatch(),
     "rotations": Rotations(4),
+    "queue": Queue(batches=4),
 }
 MINED: dict[str, Sampler] = {
-    "dns": DNS(of=Uniform(16, per_query=True)),
+    "dns": DNS(of=_POOL),
     "hardest in batch": DNS(n=2, of=InBatch()),
-    "mixgcf": MixGCF(of=Uniform(16, per_query=True)),
+    "softmax-dns": SoftmaxDNS(of=_POOL),
+    "sir": SIR(of=_POOL),
+    "positive-aware": PositiveAware(share=0.95, of=_POOL),
+    "ahns": AHNS(of=_POOL),
+    "bns": BNS(),
+    "warp": FirstViolation(of=_POOL),
+    "aobpr": AOBPR(1),
+    "srns": SRNS(pool=64, memory=8, fresh=8),
+    "mixgcf": MixGCF(of=_POOL),
+    "metropolis-hastings": MetropolisHastings(1, steps=4, burn_in=4, of=Uniform(4, per_query=True)),
+    "rns": RNS(),
 }
-HEAVY: dict[str, Sampler] = {}
-"""They look at the whole catalogue for each query: timed for ``HEAVY_BATCH`` queries, at the smaller catalogue."""
+HEAVY: dict[str, Sampler] = {
+    "rank window": RankWindow(1),
+    "gibbs": Gibbs(1, steps=2, burn_in=2),
+    "mcns": MCNS(1, steps=4, burn_in=4, neighbours=20),
+    "irgan": IRGAN(),
+}
+"""They look at the whole catalogue, for a query or a batch: timed for ``HEAVY_BATCH`` queries, at the smaller one."""
 HEAVY_BATCH = 64
 
+COMPARED = ("torch.multinomial", "numpy choice")
 TARGETS = {"times_multinomial": 5.0, "share_of_step": 0.02}
 
 
@@ -65,7 +123,7 @@ class Bench:
 
     def __init__(self, sizes: Sizes) -> None:
         self.ours = Ours(sizes, "float32", probe().precision)
-        self.facts = replace(self.ours.batches.facts(), shown=_shown(sizes))
+        self.facts = replace(self.ours.batches.facts(), shown=_shown(sizes), width=sizes.dim)
 
     def step(self, repeats: int) -> float:
         """Seconds of a training step."""
@@ -75,7 +133,9 @@ class Bench:
         """Of drawing and counting."""
         sampler = _ready(sampler, self.facts)
         batch = self.ours.batches.of_events(torch.arange(batch_size))
-        query_BD = self.ours.model.towers.encode_query(batch.query)
+        query_BD = self.ours.model.towers.encode_query(batch.query).detach()
+        if isinstance(sampler, Queue):
+            self._fill(sampler, batch, query_BD)
         number = iter(range(1, repeats + 2))
 
         def draw() -> None:
@@ -86,6 +146,14 @@ class Bench:
 
         return Price(seconds=_median_of(draw, repeats), draws=self.drawn)
 
+    def _fill(self, queue: Queue, batch: Batch, query_BD: Tensor) -> None:
+        """As many batches as it holds."""
+        look = CurrentModel(self.ours.model, query_BD, 1)
+        for _ in range(queue.batches):
+            candidates = propose(queue, batch, look, torch.Generator())
+            with torch.no_grad():
+                queue.observe((), encode(query_BD, self.ours.model.items, batch, candidates), look)
+
     def baselines(self, repeats: int) -> dict[str, float]:
         """Seconds of ``N`` draws by popularity^3/4."""
         weight_M = self.facts.item_count_M.double() ** 0.75
@@ -94,6 +162,7 @@ class Bench:
         return {
             "torch.multinomial": _median_of(lambda: torch.multinomial(weight_M, N, replacement=True), repeats),
             "numpy choice": _median_of(lambda: rng.choice(len(p_M), N, p=p_M), repeats),
+            "torch.multinomial, distinct": _median_of(lambda: torch.multinomial(weight_M, N), repeats),
         }
 
 
@@ -130,11 +199,11 @@ def compare(sizes: Sizes, *, with_heavy: bool, repeats: int, threads: int) -> di
     ]
     found: dict[str, dict[str, float]] = {"step": {"seconds": step}}
     found |= {name: {"draws_per_s": N / seconds} for name, seconds in baselines.items()}
-    groups = {sizes.batch: STATIC | OF_THE_BATCH | MINED, HEAVY_BATCH: HEAVY if with_heavy else {}}
+    groups = {sizes.batch: STATIC | OWN | MINED, HEAVY_BATCH: HEAVY if with_heavy else {}}
     for batch, samplers in groups.items():
         for name, sampler in samplers.items():
             price = bench.price(sampler, batch, repeats)
-            times = {of: seconds / price.seconds * price.draws / N for of, seconds in baselines.items()}
+            times = {of: baselines[of] / price.seconds * price.draws / N for of in COMPARED}
             of_step = price.seconds / step * sizes.batch / batch
             found[name] = {
                 "draws_per_s": price.draws / price.seconds,

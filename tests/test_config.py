@@ -371,10 +371,13 @@ def test_a_loss_of_cosines_needs_unit_vectors(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize(
-    "loss", [Perturbed(of=AdapTau()), Symmetric(of=AdapTau()), Perturbed(of=Symmetric(of=AdapTau()))]
+    "loss",
+    [Perturbed(of=AdapTau()), Symmetric(of=AdaptiveMargin()), Perturbed(of=Symmetric(of=AdaptiveMargin()))],
 )
 def test_a_loss_made_of_one_of_cosines_needs_them_too(loss: Loss) -> None:
-    with pytest.raises(ConfigError, match=r"AdapTau takes scores for cosines, but towers\.normalise is"):
+    with pytest.raises(
+        ConfigError, match=r"(AdapTau|AdaptiveMargin) takes scores for cosines, but towers\.normalise is"
+    ):
         run_of(loss=loss, towers=TwoTower(normalise=False))
 
 

@@ -61,6 +61,12 @@ class Facts:
     events: Events = field(default_factory=Events)
     """The training events, without impressions."""
 
+    @property
+    def item_share_M(self) -> Tensor:
+        """[M] float64: share of each item of the training events; 0 for all where there are none."""
+        count_M = self.item_count_M.double()
+        return count_M / count_M.sum().clamp(min=1)
+
 
 @dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(dataclasses.field,))
 class Part(nn.Module):

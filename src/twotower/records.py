@@ -20,10 +20,22 @@ from torch import Tensor
 NEG_INF = float("-inf")
 
 
+def running_sum(value: Tensor) -> Tensor:
+    """[n + 1] sum of the values before each place, and of all: of lengths, the offsets of lists laid end to end."""
+    return torch.cat([value.new_zeros(1), value.cumsum(0)])
+
+
+def find(rising: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Where values of any shape are in a rising list, and whether they are there; any place where not."""
+    if not len(rising):
+        return torch.zeros_like(wanted), torch.zeros_like(wanted, dtype=torch.bool)
+    at = torch.searchsorted(rising, wanted).clamp_(max=len(rising) - 1)
+    return at, rising[at] == wanted
+
+
 def spans(start: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     """Offsets [n + 1] of spans laid end to end, and for each place the index it came from: start, start + 1, ..."""
-    offset = torch.zeros(len(start) + 1, dtype=torch.int64, device=start.device)
-    torch.cumsum(length, 0, out=offset[1:])
+    offset = running_sum(length)
     at = torch.repeat_interleave(start - offset[:-1], length)
     return offset, at.add_(torch.arange(len(at), device=start.device))
 
@@ -57,8 +69,7 @@ class Ragged:
         stride = int(torch.maximum(self.value.max(), row.max())) + 2
         key = self.owner() * stride + self.value  # rises: lists follow one another, and values rise inside a list
         want = torch.arange(len(self), device=row.device)[:, None] * stride + row
-        at = torch.searchsorted(key, want).clamp_(max=len(key) - 1)
-        return (key[at] == want) & (row >= 0)
+        return find(key, want)[1] & (row >= 0)
 
     def slice(self, start: int, stop: int) -> Ragged:
         """Lists ``start`` to ``stop``."""
@@ -105,6 +116,16 @@ class Batch:
     known: Ragged
     """[B] lists: items each query is known to like from training events up to now, its positives here included;
     rising and distinct inside a list."""
+
+    def positives(self) -> Ragged:
+        """[B] lists of each query's positives in the batch, in its order."""
+        return Ragged(offset=running_sum(self.of_P.bincount(minlength=len(self.query_B))), value=self.item_P)
+
+    def first_lines(self) -> Tensor:
+        """[B] the first line that has the same query as this one: itself where the query has no row."""
+        line_B = torch.arange(len(self.query_B), device=self.query_B.device)
+        of_B = torch.where(self.query_B >= 0, self.query_B, -1 - line_B).unique(return_inverse=True)[1]
+        return torch.full_like(line_B, len(line_B)).scatter_reduce_(0, of_B, line_B, "amin")[of_B]
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .records import NEG_INF, Batch, Block, Candidates, Encoded, Items, Mix, Ragged
+from .records import NEG_INF, Batch, Block, Candidates, Encoded, Items, Mix, Ragged, running_sum
 
 Correction = Literal["none", "negatives", "all"]
 """Which logits log-count is subtracted from: no one's, the candidates', or the positive's too."""
@@ -324,7 +324,7 @@ class Lines:
         self.correction, self.strength, self.exclude = loss.correction, loss.strength, loss.exclude
         self.query_L = batch.of_P if loss.per_pair else torch.arange(len(batch.query_B), device=device)
         count = torch.ones_like(self.query_L) if loss.per_pair else batch.of_P.bincount(minlength=len(self.query_L))
-        self.pair_offset = torch.cat([count.new_zeros(1), count.cumsum(0)])
+        self.pair_offset = running_sum(count)
         """[L + 1] pairs of line l are ``pair_offset[l]`` to ``pair_offset[l + 1]``"""
         self.pair_start = self.pair_offset.tolist()
         self.excluded = self._excluded_items()
@@ -348,11 +348,7 @@ class Lines:
         batch = self.encoded.batch
         if self.exclude == "none":
             return None
-        if self.exclude == "known":
-            lists = batch.known
-        else:
-            count = batch.of_P.bincount(minlength=len(batch.query_B))
-            lists = Ragged(offset=torch.cat([count.new_zeros(1), count.cumsum(0)]), value=_sorted_in_lists(batch))
+        lists = batch.known if self.exclude == "known" else replace(batch.positives(), value=_sorted_in_lists(batch))
         return lists.take(self.query_L) if self.per_pair else lists
 
     def _log_weight(self, block: Block) -> Tensor:

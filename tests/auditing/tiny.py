@@ -33,6 +33,7 @@ class OfEachQuery(Sampler):
     """Each query is offered items of its own half of the catalogue, even rows or odd ones."""
 
     density = "exact"
+    per_query_law = True
 
     n: int = 8
     off: float = 1.0

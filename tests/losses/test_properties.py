@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from twotower.errors import DataError
+from twotower.errors import ConfigError, DataError
 from twotower.losses import (
     GBCE,
     NCE,
@@ -299,6 +299,28 @@ def test_symmetric_needs_to_know_the_queries() -> None:
     loss.setup(facts(n_items=19))
     with pytest.raises(DataError, match="2 of 7 events of a batch have no query id"):
         loss(encoded)
+
+
+@pytest.mark.parametrize("inner", [AdvInfoNCE, AdapTau])
+def test_symmetric_refuses_what_is_kept_for_each_query(inner: type[RowLoss]) -> None:
+    """Other way round it would be looked up by the rows of items."""
+    with pytest.raises(ConfigError, match=f"Symmetric: found {inner.__name__}, which keeps something for each query"):
+        Symmetric(of=inner())
+
+
+def test_what_symmetric_is_made_of_learns_from_each_step() -> None:
+    """What a temperature for all is found from, summed up over an epoch of two steps."""
+    case = make_case(2, batch_of="queries")
+    encoded = encode(case.query_BD, lambda row: case.item_MD.index_select(0, row), case.batch, case.candidates)
+    alone, inner = (AdapTau(beta=math.inf) for _ in range(2))
+    both = Symmetric(of=inner)
+    for loss in (alone, both):
+        loss.setup(replace(facts(n_items=19, width=4), steps_per_epoch=2))
+        _, notes = loss(encoded)
+        loss.observe(encoded, notes)
+    assert int(inner.steps) == 1
+    assert torch.equal(inner.gap_sums, alone.gap_sums)
+    assert int(inner.gap_sums[1]) == len(case.batch.item_P)
 
 
 # ---------------------------------------------------------------- buckets

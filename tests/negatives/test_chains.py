@@ -16,7 +16,7 @@ from twotower.data.splits import RandomSplit
 from twotower.errors import ConfigError
 from twotower.losses import BilateralSoftmax, SampledSoftmax
 from twotower.negatives import MCNS, Chain, Gibbs, MetropolisHastings, Mined, Mixture, Popularity, Uniform, propose
-from twotower.negatives.chains import two_hop_neighbours
+from twotower.negatives.neighbours import two_hop_neighbours
 from twotower.part import Facts
 from twotower.records import Batch, Ragged
 from twotower.schema import Id, Interactions, Schema
@@ -377,6 +377,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         (lambda: MCNS(1, temperature=0.0), "MCNS: temperature is 0.0, expected a positive"),
         (lambda: MCNS(1, neighbours=0), "MCNS: neighbours is 0, expected at least 1"),
         (lambda: MetropolisHastings(1, of=Uniform(4)), r"of is Uniform\(.*expected a law that proposes"),
+        (lambda: MetropolisHastings(1, of=Uniform(4, per_query=True, unique=True)), "to each query on its own, indep"),
         (lambda: MCNS(1, of=Mixture(parts=(Uniform(4, per_query=True),))), "MCNS: of is Mixture"),
         (lambda: MCNS(1, of=Mined(of=Uniform(4, per_query=True))), "MCNS: of is Mined"),
     ):

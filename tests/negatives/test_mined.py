@@ -27,9 +27,10 @@ from twotower.negatives import (
     Sampler,
     SoftmaxDNS,
     Uniform,
-    mined,
     propose,
+    tiles,
 )
+from twotower.negatives.pool import pools
 from twotower.part import Facts
 from twotower.records import Batch, Block, Ragged
 
@@ -71,7 +72,7 @@ def chosen(sampler: Sampler, batch: Batch, look: RunLook, seed: int = 0) -> list
 
 
 def only(pool_of: Sampler, batch: Batch, look: RunLook) -> Pool:
-    (pool,) = mined.pools(pool_of, batch, look, drawn(0))
+    (pool,) = pools(pool_of, batch, look, drawn(0))
     return pool
 
 
@@ -134,13 +135,13 @@ def test_tiles_of_queries_are_one_tile(name: str, facts: Facts, look: RunLook, m
     batch = batch_of_queries([[3], [0, 5, 7], [3], [11], [2, 6], [1], [8]])
     see(look, random_scores(7))
     (whole,) = sampler.draw(batch, look, drawn(3))
-    monkeypatch.setattr(mined, "_TILE", 3 * 16 * M)
+    (first,) = pools(given(list(range(M))), batch, look, drawn(3))
+    monkeypatch.setattr(tiles, "MOST", 3 * 16)
     (tiled,) = sampler.draw(batch, look, drawn(3))
     assert torch.equal(whole.row, tiled.row)
     assert torch.allclose(whole.log_weight, tiled.log_weight)
-    (first,) = mined.pools(given(list(range(M))), batch, look, drawn(3))
-    monkeypatch.setattr(mined, "_TILE", 3 * M)
-    parts = list(mined.pools(given(list(range(M))), batch, look, drawn(3)))
+    monkeypatch.setattr(tiles, "MOST", 3 * M)
+    parts = list(pools(given(list(range(M))), batch, look, drawn(3)))
     assert [len(part.query_C) for part in parts] == [3, 3, 1]
     for name_ in ("query_C", "row_CP", "score_CP", "positive_C", "log_count_CP", "log_weight_CP"):
         assert torch.equal(torch.cat([getattr(part, name_) for part in parts]), getattr(first, name_))

@@ -12,8 +12,8 @@ from scipy.stats import chisquare, kstest
 from torch import Tensor
 
 from twotower.errors import ConfigError
-from twotower.negatives import IRGAN, RNS, Policy, Uniform, policy, propose
-from twotower.negatives.policy import choose, feature_match
+from twotower.negatives import IRGAN, RNS, Policy, Uniform, propose, tiles
+from twotower.negatives.rns import feature_match
 from twotower.part import Facts
 from twotower.records import Batch, Block, Candidates, Encoded, Ragged
 from twotower.scoring import encode
@@ -165,7 +165,7 @@ def test_scores_held_some_queries_at_a_time_are_the_same(
     sampler = lively(IRGAN(n=5), facts)
     found = []
     for tile in (2**22, 2 * M, 1):
-        monkeypatch.setattr(policy, "_TILE", tile)
+        monkeypatch.setattr(tiles, "MOST", tile)
         block = propose(sampler, BATCH, seeing, torch.Generator().manual_seed(3)).blocks[0]
         loss = sampler.observe((block,), encoded_of(BATCH, (block,), seeing), seeing)
         assert loss is not None
@@ -174,12 +174,6 @@ def test_scores_held_some_queries_at_a_time_are_the_same(
     for other in found[1:]:
         for one, two in zip(found[0], other, strict=True):
             assert torch.allclose(one, two, atol=1e-7)
-
-
-def test_choosing_by_weight() -> None:
-    weight = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0], [0.0] * 5])
-    u = torch.tensor([[0.0, 0.2499, 0.2501, 1 - 2**-53], [0.0, 0.3, 0.6, 0.9]], dtype=torch.float64)
-    assert choose(weight.log(), u).tolist() == [[1, 1, 3, 3], [-1] * 4]
 
 
 # ---------------------------------------------------------------- IRGAN: the gradient
@@ -452,7 +446,7 @@ def test_vectors_like_those_shown_match(monkeypatch: pytest.MonkeyPatch) -> None
     (slope,) = torch.autograd.grad(discrepancy, weight)
     assert discrepancy.item() > 0.05
     assert torch.allclose(feature_match(one, other, SIGMAS).double(), -slope, atol=1e-5)
-    monkeypatch.setattr(policy, "_TILE", 1)
+    monkeypatch.setattr(tiles, "MOST", 1)
     assert torch.allclose(feature_match(one, other, SIGMAS).double(), -slope, atol=1e-5)
 
 

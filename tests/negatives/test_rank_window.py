@@ -13,7 +13,7 @@ from scipy.stats import chisquare, kstest
 from torch import Tensor
 
 from twotower.errors import ConfigError
-from twotower.negatives import InBatch, Mixture, RankWindow, Uniform, propose, rank_window
+from twotower.negatives import InBatch, Mixture, RankWindow, Uniform, propose, rank_window, scores
 from twotower.part import Facts
 from twotower.records import Batch, Ragged
 
@@ -118,7 +118,7 @@ def test_the_snapshot_is_taken_in_time_and_is_stale_between(facts: Facts, seeing
 
 
 def test_a_snapshot_is_encoded_in_parts(facts: Facts, seeing: RunLook, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank_window, "_CHUNK", 5)
+    monkeypatch.setattr(scores, "_CHUNK", 5)
     sampler = ready(RankWindow(first=1, last=3), facts)
     asked: list[int] = []
     items = RunLook.items

@@ -71,10 +71,10 @@ def test_aobpr_counts_by_hand(scale: float, facts: Facts, seeing: RunLook) -> No
 def test_aobpr_draws_by_its_law(query: int, facts: Facts, seeing: RunLook) -> None:
     sampler = ready(AOBPR(4, scale=4.0), facts)
     law = torch.tensor(by_hand(seeing, query, 4.0), dtype=torch.float64)
-    seeing.query_BD = seeing.query_BD[query].expand(3000, 3)
+    seeing.query_BD = seeing.query_BD[query].expand(6000, 3)
 
     def count(seed: int) -> Tensor:
-        (block,) = sampler.draw(open_batch(3000), seeing, drawn(seed))
+        (block,) = sampler.draw(open_batch(6000), seeing, drawn(seed))
         return block.row.flatten().bincount(minlength=M)
 
     assert fits(count, law)

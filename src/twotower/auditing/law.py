@@ -178,12 +178,7 @@ class LawTally:
     def _items(self, step: Step) -> tuple[Tensor, Tensor]:
         n_items, all_M = self.facts.n_items, torch.arange(self.facts.n_items, device=self.device)
         most = max(MOST_PLACES // max(len(step.batch.query_B), 1), 2)
-        own_law = (
-            self.sampler.density != "none"
-            and n_items > most
-            and self.sampler.log_count(all_M[:1], step.batch, step.look).dim() == 2
-        )
-        if not own_law:
+        if self.sampler.density == "none" or not self.sampler.per_query_law or n_items <= most:
             return all_M, torch.ones(n_items, dtype=torch.float64, device=self.device)
         rng = torch.Generator().manual_seed(self.seed)
         falling = self.facts.item_count_M.cpu().argsort(descending=True, stable=True)

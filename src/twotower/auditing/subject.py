@@ -158,7 +158,8 @@ class _Timed:
     """A sampler by the clock."""
 
     def __init__(self, sampler: Sampler, clock: Clock) -> None:
-        self.sampler, self.clock, self.density = sampler, clock, sampler.density
+        self.sampler, self.clock = sampler, clock
+        self.density, self.per_query_law = sampler.density, sampler.per_query_law
 
     def draw(self, batch: Batch, look: CurrentModel, rng: torch.Generator) -> tuple[Block, ...]:
         with self.clock("draw"):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..part import Events, Facts
-from ..records import Batch, Features, Ragged, spans
+from ..records import Batch, Features, Ragged, running_sum, spans
 from ..schema import History, Id, Schema, table_of
 from .store import Store
 from .thinning import ThinnedEvents, Thinning
@@ -53,7 +53,7 @@ def keep(lists: Ragged, kept: Tensor) -> Ragged:
     """The same lists with only the values that are kept (one truth value each)."""
     count = lists.owner()[kept].bincount(minlength=len(lists))
     weight = None if lists.weight is None else lists.weight[kept]
-    return Ragged(offset=torch.cat([count.new_zeros(1), count.cumsum(0)]), value=lists.value[kept], weight=weight)
+    return Ragged(offset=running_sum(count), value=lists.value[kept], weight=weight)
 
 
 def without(lists: Ragged, other: Ragged) -> tuple[Ragged, int]:

@@ -85,6 +85,11 @@ class AdapTau(RowLoss):
         self.register_buffer("item_sum", torch.zeros(facts.width + 1, dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
+    @property
+    def knows_queries(self) -> bool:  # type: ignore[override]
+        """Their losses, unless there is one temperature for all."""
+        return not math.isinf(self.beta)
+
     def reads_counts(self) -> bool:
         """For the mean cosine of all pairs: an item drawn stands for 1 / c of them."""
         return True

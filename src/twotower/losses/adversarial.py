@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class AdvInfoNCE(SampledSoftmax):
     Source: Zhang et al., Empowering collaborative filtering with principled adversarial contrastive loss, NeurIPS 2023,
     arXiv 2310.18700, equations 5 to 8. (There the adversary moves in epochs of its own.)
     """
+
+    knows_queries: ClassVar[bool] = True
 
     width: int = 16
     """Of the adversary's vectors."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..part import Facts
-from ..records import Encoded, Ragged
+from ..records import Encoded, Ragged, running_sum
 from ..scoring import DEFAULT_TILE, pair_dots
 from ..tables import Table, TableSettings
 from .row_loss import Loss
@@ -133,7 +133,7 @@ def _paths(parent: Tensor, sign: Tensor, n_items: int) -> Tree:
     order = torch.argsort(all_owner * (level + 1) + (level - all_depth))
     length = all_owner.bincount(minlength=n_items)
     return Tree(
-        offset=torch.cat([length.new_zeros(1), length.cumsum(0)]),
+        offset=running_sum(length),
         node=torch.cat(node)[order],
         sign=torch.cat(signs)[order],
     )

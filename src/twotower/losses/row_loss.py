@@ -65,6 +65,8 @@ class RowLoss(Loss):
     """Whether a factor that all counts of a query have in common leaves the gradient as it is."""
     needs_unit_vectors: ClassVar[bool] = False
     """Whether the formula takes scores for cosines."""
+    knows_queries: ClassVar[bool] = False
+    """Whether it keeps something for each query, by its row: then items can't take the place of queries."""
     positive_may_be_noise: ClassVar[bool] = False
     """Whether the loss is meant for negatives among which the positive may be too."""
 

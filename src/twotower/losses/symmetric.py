@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from ..frequency import log_of_at_least_one
 from ..part import Facts
-from ..records import Batch, Block, Encoded, Ragged
+from ..records import Batch, Block, Encoded, Ragged, find, running_sum
 from ..scoring import DEFAULT_TILE
 from .row_loss import Loss, RowLoss
 from .softmax import SampledSoftmax
@@ -22,6 +22,9 @@ class Symmetric(Loss):
     Seen from an item, the candidates are the queries of the batch, each distinct one once; those known to like the item
     are excluded. Where L is corrected, the other way is corrected with the counts of the queries: the probability that
     a query is in the batch, log(1 - (1 - q)^(B - 1)).
+
+    Raises ConfigError where weight is not between 0 and 1, where L excludes nothing, and where it keeps something for
+    each query (``AdvInfoNCE``, ``AdapTau`` with a finite beta), which items have not.
 
     Source: Radford et al., CLIP, ICML 2021, figure 3 (both directions of the batch, weight 1/2); the correction is that
     of Yi et al., RecSys 2019, with the sides exchanged.
@@ -40,6 +43,11 @@ class Symmetric(Loss):
             raise ConfigError(
                 "loss.of.exclude of Symmetric: found 'none', but the other way round there is nothing like it: use "
                 "'known' or 'positives'"
+            )
+        if self.of.knows_queries:
+            raise ConfigError(
+                f"loss.of of Symmetric: found {type(self.of).__name__}, which keeps something for each query, but the "
+                "other way round items take the place of queries: use another loss, such as SampledSoftmax"
             )
 
     def setup(self, facts: Facts) -> None:
@@ -68,6 +76,10 @@ class Symmetric(Loss):
 
     def constrain(self) -> None:
         self.of.constrain()
+
+    def observe(self, encoded: Encoded, notes: dict[str, Tensor]) -> None:
+        """The loss learns from queries that look for items, once a step."""
+        self.of.observe(encoded, notes)
 
     def forward(
         self, encoded: Encoded, *, tile: int | None = DEFAULT_TILE, gemm: torch.dtype | None = None
@@ -129,8 +141,7 @@ def turned(encoded: Encoded, log_presence_Q: Tensor) -> Encoded:
 def _knowing(batch: Batch, item_U: Tensor) -> Ragged:
     """[U] lists of the queries of the batch that know each of the items (rising rows), rising and distinct."""
     owner, item = batch.known.owner(), batch.known.value
-    at = torch.searchsorted(item_U, item).clamp(max=len(item_U) - 1)
-    found = item_U[at] == item
+    at, found = find(item_U, item)
     pairs = torch.stack([at[found], batch.query_B[owner[found]]], 1).unique(dim=0)
     length = pairs[:, 0].bincount(minlength=len(item_U))
-    return Ragged(offset=torch.cat([length.new_zeros(1), length.cumsum(0)]), value=pairs[:, 1].contiguous())
+    return Ragged(offset=running_sum(length), value=pairs[:, 1].contiguous())

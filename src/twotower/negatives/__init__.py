@@ -13,16 +13,20 @@ from .importance import (
     monte_carlo,
     self_normalised,
 )
+from .irgan import IRGAN
 from .lists import Impressions
-from .mined import AHNS, BNS, DNS, SIR, Mined, Pool, Pooled, SoftmaxDNS
+from .mined import AHNS, BNS, DNS, SIR, SoftmaxDNS
 from .mixgcf import MixGCF
 from .mixture import Mixture
-from .policy import IRGAN, RNS, Policy
+from .policy import Policy
+from .pool import Mined, Pool, Pooled
 from .positive_aware import PositiveAware
 from .queue import Queue
 from .rank_window import RankWindow
 from .ranked import AOBPR, FirstViolation
 from .rejection import Rejection, Unknown
+from .rns import RNS
+from .room import Room, Sizes
 from .sampler import Density, Look, Sampler, propose
 from .srns import SRNS
 from .static import Catalogue, Law, LogPopularity, LogUniform, Popularity, TwoBucket, Uniform
@@ -101,8 +105,10 @@ __all__ = [
     "Queue",
     "RankWindow",
     "Rejection",
+    "Room",
     "Rotations",
     "Sampler",
+    "Sizes",
     "SoftmaxDNS",
     "TwoBucket",
     "Uniform",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .drawing import uniform
+
 
 class AliasTable(nn.Module):
     """M columns of height 1: column i is item i up to the height ``keep_M[i]``, and item ``other_M[i]`` above.
@@ -31,7 +33,7 @@ class AliasTable(nn.Module):
         """Item rows of that shape, with replacement, on the device of the table; numbers come from the generator's."""
         device = self.keep_M.device
         column = torch.randint(len(self.keep_M), shape, generator=rng, device=rng.device).to(device)
-        height = torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64).to(device)
+        height = uniform(shape, rng, device)
         return torch.where(height < self.keep_M[column], column, self.other_M[column])
 
 

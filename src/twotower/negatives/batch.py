@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..part import Facts
 from ..records import Batch, Block
+from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
 
 
@@ -29,6 +30,9 @@ class InBatch(Sampler):
     """
 
     density = "approximate"
+
+    def room(self, sizes: Sizes) -> Room:
+        return Room(shared=sizes.batch_items, of_batch=True)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         return (Block.of(torch.unique(batch.item_P), of_batch=True),)
@@ -68,13 +72,15 @@ class Rotations(Sampler):
         require_some(self, self.n)
 
     def setup(self, facts: Facts) -> None:
-        count_M = facts.item_count_M.double()
         # Follows from the data, so it is not saved: tomorrow's run counts tomorrow's events.
-        self.register_buffer("log_share_M", (count_M / count_M.sum().clamp(min=1)).log().float(), persistent=False)
+        self.register_buffer("log_share_M", facts.item_share_M.log().float(), persistent=False)
+
+    def room(self, sizes: Sizes) -> Room:
+        return Room(own=self.n, kept=4 * sizes.n_items)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         shift = torch.randperm(_n_shifts(batch), generator=rng, device=rng.device)[: self.n] + 1
-        last_B = batch.of_P.bincount(minlength=len(batch.query_B)).cumsum(0) - 1
+        last_B = batch.positives().offset[1:] - 1
         at_BK = (last_B[:, None] + shift.to(last_B.device)) % max(len(batch.item_P), 1)
         return (Block.of(batch.item_P[at_BK]),)
 
@@ -85,4 +91,4 @@ class Rotations(Sampler):
 
 def _n_shifts(batch: Batch) -> int:
     """Shifts that lead from no query to a pair of its own."""
-    return len(batch.item_P) - int(batch.of_P.bincount().max()) if len(batch.of_P) else 0
+    return len(batch.item_P) - int(batch.positives().lengths().max()) if len(batch.of_P) else 0

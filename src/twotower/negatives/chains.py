@@ -19,14 +19,13 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..part import Facts
 from ..records import NEG_INF, Batch, Block, Encoded, Ragged
-from .sampler import Look, Sampler, dots, require_some, scores
+from .drawing import by_softmax, one_of, uniform
+from .neighbours import two_hop_neighbours
+from .room import Room, Sizes
+from .sampler import Look, Sampler, require_some
+from .scores import dots, scores, snapshot
 from .static import Popularity, Uniform
-
-_WALKS = 4
-"""Random walks for each neighbour that is wanted."""
-_WALKS_AT_A_TIME = 2**22
-_SLICES_AT_A_TIME = 2**22
-"""Scores of slices: 32 MiB of float64."""
+from .tiles import tiles
 
 
 def acceptance(log_forth: Tensor, log_back: Tensor) -> Tensor:
@@ -54,6 +53,7 @@ class Chain(Sampler):
     """
 
     density = "relative"
+    per_query_law = True
 
     n: int = field(kw_only=False)
     steps: int = 10
@@ -78,6 +78,9 @@ class Chain(Sampler):
     def setup(self, facts: Facts) -> None:
         chain_Qn = torch.full((len(facts.query_count_Q), self.n), -1, dtype=torch.int32)
         self.register_buffer("chain_Qn", chain_Qn)
+
+    def room(self, sizes: Sizes) -> Room:
+        return Room(own=self.n, kept=4 * sizes.n_queries * self.n)
 
     @abstractmethod
     def start(self, batch: Batch, look: Look, rng: torch.Generator) -> Tensor:
@@ -119,11 +122,10 @@ class Chain(Sampler):
 
     def observe(self, blocks: tuple[Block, ...], encoded: Encoded, look: Look) -> Tensor | None:
         """Keep where the chains are. Of several lines of one query, the first."""
+        query_B, first_B = encoded.batch.query_B, encoded.batch.first_lines()
+        is_first_B = (query_B >= 0) & (first_B == torch.arange(len(first_B), device=first_B.device))
         for block in blocks:
-            query_B, order_B = encoded.batch.query_B.sort(stable=True)
-            is_first_B = query_B >= 0
-            is_first_B[1:] &= query_B[1:] != query_B[:-1]
-            self.chain_Qn[query_B[is_first_B]] = block.row[order_B[is_first_B]].int()
+            self.chain_Qn[query_B[is_first_B]] = block.row[is_first_B].int()
         return None
 
     def _carried(self, query_B: Tensor) -> Tensor:
@@ -161,6 +163,9 @@ class MetropolisHastings(Chain):
     def setup(self, facts: Facts) -> None:
         super().setup(facts)
         self.of.setup(facts)
+
+    def room(self, sizes: Sizes) -> Room:
+        return super().room(sizes) + Room(kept=self.of.room(sizes).kept)
 
     def start(self, batch: Batch, look: Look, rng: torch.Generator) -> Tensor:
         return proposals(self.of, self.n, batch, look, rng)
@@ -222,6 +227,10 @@ class Gibbs(Chain):
         self.register_buffer("grid_RC", grid.view(n_rows, n_columns), persistent=False)
         self.register_buffer("cell_M", order_M.argsort(), persistent=False)
 
+    def room(self, sizes: Sizes) -> Room:
+        n_cells = sizes.n_items + math.isqrt(sizes.n_items) + 1
+        return super().room(sizes) + Room(kept=8 * (n_cells + sizes.n_items))
+
     def start(self, batch: Batch, look: Look, rng: torch.Generator) -> Tensor:
         shape = (len(batch.query_B), self.n)
         return torch.randint(len(self.cell_M), shape, generator=rng, device=rng.device).to(self.cell_M.device)
@@ -229,17 +238,17 @@ class Gibbs(Chain):
     def walk(
         self, row_Cn: Tensor, steps: int, query_C: Tensor, batch: Batch, look: Look, rng: torch.Generator
     ) -> Tensor:
-        table_MD = look.items(torch.arange(len(self.cell_M), device=self.cell_M.device))
         query_CD = look.query_BD[query_C]
-        size = max(1, _SLICES_AT_A_TIME // (self.n * max(self.grid_RC.shape)))
+        table_MD = snapshot(query_CD.new_empty(len(self.cell_M), query_CD.shape[1]), look)
         walked = []
-        for row, query in zip(row_Cn.split(size), query_CD.split(size), strict=True):
+        for at in tiles(len(row_Cn), 2 * self.n * max(self.grid_RC.shape)):  # scores of slices are float64
+            row, query = row_Cn[at], query_CD[at]
             row = self._redraw_column(row, query, table_MD, rng)
             for _ in range(steps):
                 row = self._redraw_row(row, query, table_MD, rng)
                 row = self._redraw_column(row, query, table_MD, rng)
             walked.append(row)
-        return torch.cat(walked) if walked else row_Cn
+        return torch.cat(walked)
 
     def _redraw_column(self, row_Cn: Tensor, query_CD: Tensor, table_MD: Tensor, rng: torch.Generator) -> Tensor:
         return self._redraw(self.grid_RC[self.cell_M[row_Cn] // self.grid_RC.shape[1]], query_CD, table_MD, rng)
@@ -251,9 +260,8 @@ class Gibbs(Chain):
         """[C, n] one of the items of each slice, by the target."""
         score_CnS = dots(query_CD, table_MD, cells_CnS.clamp(min=0).flatten(1)).view(cells_CnS.shape)
         log_target_CnS = (score_CnS.double() * (self.alpha / self.temperature)).masked_fill(cells_CnS < 0, NEG_INF)
-        cdf_CnS = log_target_CnS.softmax(2).cumsum(2)
-        height_Cn1 = uniform((*cells_CnS.shape[:2], 1), rng, cells_CnS.device) * cdf_CnS[..., -1:]
-        return cells_CnS.gather(2, torch.searchsorted(cdf_CnS, height_Cn1, right=True))[..., 0]
+        lot_Cn1 = uniform((*cells_CnS.shape[:2], 1), rng, cells_CnS.device)
+        return cells_CnS.gather(2, by_softmax(log_target_CnS, lot_Cn1))[..., 0]
 
     def kernel(self, log_target_M: Tensor, batch: Batch, look: Look) -> Tensor:
         column, row = self.redraw_kernels(log_target_M)
@@ -320,6 +328,10 @@ class MCNS(Chain):
         self.register_buffer("offset_M", found.offset, persistent=False)
         self.register_buffer("near", found.value.int(), persistent=False)
 
+    def room(self, sizes: Sizes) -> Room:
+        near = 8 * (sizes.n_items + 1) + 8 * sizes.n_items * min(self.neighbours, sizes.n_items)
+        return super().room(sizes) + Room(kept=self.of.room(sizes).kept + near)
+
     def start(self, batch: Batch, look: Look, rng: torch.Generator) -> Tensor:
         return proposals(self.of, self.n, batch, look, rng)
 
@@ -350,10 +362,8 @@ class MCNS(Chain):
 
     def _neighbour(self, row: Tensor, rng: torch.Generator) -> Tensor:
         """Any of each item's neighbours; itself where it has none."""
-        start, stop = self.offset_M[row], self.offset_M[row + 1]
-        at = start + (uniform(row.shape, rng, row.device) * (stop - start)).long()
-        padded = torch.nn.functional.pad(self.near, (0, 1))
-        return torch.where(stop > start, padded[at].long(), row)
+        near = one_of(Ragged(offset=self.offset_M, value=self.near), row, rng)
+        return torch.where(near < 0, row, near)
 
     def kernel(self, log_target_M: Tensor, batch: Batch, look: Look) -> Tensor:
         n_items = len(log_target_M)
@@ -385,11 +395,11 @@ def _never_offered(of: Sampler, row: Tensor, batch: Batch, look: Look) -> Tensor
 
 
 def require_own_draws(sampler: Sampler, of: Sampler) -> None:
-    """ConfigError where ``of`` is no fixed law that each query has draws of its own by."""
-    if of.density != "exact" or not getattr(of, "per_query", False):
+    """ConfigError where ``of`` is no law that each query has independent draws of its own by."""
+    if of.density != "exact" or not getattr(of, "per_query", False) or getattr(of, "unique", False):
         raise ConfigError(
-            f"{type(sampler).__name__}: of is {of!r}, expected a law that proposes items to each query on its own and "
-            "knows their density exactly, such as Uniform(32, per_query=True)"
+            f"{type(sampler).__name__}: of is {of!r}, expected a law that proposes items to each query on its own, "
+            "independently, and knows their density exactly, such as Uniform(32, per_query=True)"
         )
 
 
@@ -401,52 +411,3 @@ def proposals(of: Sampler, n: int, batch: Batch, look: Look, rng: torch.Generato
         drawn.append(block.row[:, :wanted])
         wanted -= block.row.shape[1]
     return torch.cat(drawn, 1)
-
-
-def uniform(shape: tuple[int, ...], rng: torch.Generator, device: torch.device) -> Tensor:
-    """Float64 numbers from 0 to below 1."""
-    return torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64).to(device)
-
-
-def two_hop_neighbours(pairs: Ragged, n_items: int, most: int) -> Ragged:
-    """[M] lists of the items that share queries with each, rising: a symmetric relation.
-
-    From each item 4 times ``most`` random walks go to a query that has it and on to an item of that query's; the
-    ``most`` items they end at most often are near. Items are neighbours where either is near the other. The walks are
-    the same for the same data.
-    """
-    item_E, query_E = pairs.value.cpu(), pairs.owner().cpu()
-    start_Q, length_Q = pairs.offset.cpu()[:-1], pairs.lengths().cpu()
-    by_item = item_E.sort(stable=True).indices
-    count_M = item_E.bincount(minlength=n_items)
-    start_M = count_M.cumsum(0) - count_M
-    rng = torch.Generator().manual_seed(0)
-    n_walks, keys = most * _WALKS, []
-    for item_C in count_M.nonzero()[:, 0].split(max(1, _WALKS_AT_A_TIME // n_walks)):
-        from_W = item_C.repeat_interleave(n_walks)
-        query_W = query_E[by_item[_any_of(start_M[from_W], count_M[from_W], rng)]]
-        to_W = item_E[_any_of(start_Q[query_W], length_Q[query_W], rng)]
-        moved = to_W != from_W
-        key, times = (from_W * n_items + to_W)[moved].unique(return_counts=True)
-        from_E, to_E = _most_often(key // n_items, key % n_items, times, most)
-        keys += [from_E * n_items + to_E, to_E * n_items + from_E]
-    key = torch.cat(keys).unique() if keys else item_E[:0]
-    offset = torch.zeros(n_items + 1, dtype=torch.int64)
-    torch.cumsum((key // n_items).bincount(minlength=n_items), 0, out=offset[1:])
-    device = pairs.value.device
-    return Ragged(offset=offset.to(device), value=(key % n_items).to(device))
-
-
-def _any_of(start: Tensor, length: Tensor, rng: torch.Generator) -> Tensor:
-    """One place of each span."""
-    return start + (uniform(start.shape, rng, start.device) * length).long()
-
-
-def _most_often(from_E: Tensor, to_E: Tensor, times_E: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Of the pairs of each item, sorted by it, those met most often; the lower rows of equal ones."""
-    order = times_E.argsort(descending=True, stable=True)
-    order = order[from_E[order].argsort(stable=True)]
-    from_E, to_E = from_E[order], to_E[order]
-    first_E = torch.searchsorted(from_E, from_E)
-    kept = torch.arange(len(from_E)) - first_E < most
-    return from_E[kept], to_E[kept]

@@ -12,15 +12,16 @@ from torch.nn.functional import pad
 
 from ..errors import ConfigError
 from ..part import Facts
-from ..records import NEG_INF, Batch, Block, Features, Ragged
+from ..records import NEG_INF, Batch, Block, Features, Ragged, find, running_sum
 from .alias import AliasTable
+from .drawing import bounds, by_weight, uniform
+from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
-from .static import power, require_weight
+from .static import power, share
+from .tiles import tiles
 
 _CHUNK = 2**16
 """Events whose features are read at a time: a history of 50 items each makes 25 MiB."""
-_TILE = 2**20
-"""Counts that are looked up at a time."""
 
 
 class Conditional(Sampler):
@@ -49,6 +50,7 @@ class Conditional(Sampler):
 
     density = "exact"
     per_query: ClassVar[bool] = True
+    per_query_law = True
 
     n: int = field(kw_only=False)
     by: str
@@ -64,8 +66,8 @@ class Conditional(Sampler):
     """[G + 1] where the pairs of each group start."""
     key_Z: Tensor = field(init=False)
     """Of each distinct pair: place of the group * M + item, rising."""
-    end_Z: Tensor = field(init=False)
-    """Cumulative weight of the pairs."""
+    until_Z: Tensor = field(init=False)
+    """[Z + 1] summed weight of the pairs before each place, float64."""
     log_share_Z: Tensor = field(init=False)
     """log q of the item in its group."""
 
@@ -77,7 +79,7 @@ class Conditional(Sampler):
     def setup(self, facts: Facts) -> None:
         n_items, item_E = facts.n_items, facts.events.item_E
         weight_M = power(facts.item_count_M.double(), self.alpha)
-        log_popular_M = (weight_M / require_weight(self, weight_M)).log().float()
+        log_popular_M = share(self, weight_M).log().float()
         self.popular = AliasTable(weight_M)
 
         chunks = torch.arange(len(item_E)).split(_CHUNK)
@@ -96,8 +98,12 @@ class Conditional(Sampler):
         self.register_buffer("group_G", group_G, persistent=False)
         self.register_buffer("offset_G", torch.searchsorted(of_Z, torch.arange(len(group_G) + 1)), persistent=False)
         self.register_buffer("key_Z", key_Z, persistent=False)
-        self.register_buffer("end_Z", weight_Z.cumsum(0), persistent=False)
+        self.register_buffer("until_Z", running_sum(weight_Z), persistent=False)
         self.register_buffer("log_share_Z", (weight_Z / total_G[of_Z]).log().float(), persistent=False)
+
+    def room(self, sizes: Sizes) -> Room:
+        """Each event may be a (group, item) of its own."""
+        return Room(own=self.n, kept=20 * (sizes.n_items + sizes.n_events))
 
     def _groups(self, features: Features) -> Tensor:
         """[n] the value of each query, -1 for none."""
@@ -118,40 +124,35 @@ class Conditional(Sampler):
     def _places(self, batch: Batch) -> Tensor:
         """[B] place of each query's group among the known ones, -1 for none."""
         group_B = self._groups(batch.query)
-        if not len(self.group_G):
-            return torch.full_like(group_B, -1)
-        at_B = torch.searchsorted(self.group_G, group_B).clamp(max=len(self.group_G) - 1)
-        return at_B.where(self.group_G[at_B] == group_B, -1)
+        at_B, is_known_B = find(self.group_G, group_B)
+        return at_B.where(is_known_B, -1)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         device, shape = batch.item_P.device, (len(batch.query_B), self.n)
         popular_Bn = self.popular.draw(shape, rng).to(device)
-        place_B1 = self._places(batch)[:, None]
-        chance, height = torch.rand((2, *shape), generator=rng, device=rng.device, dtype=torch.float64).to(device)
-        by_group_Bn = (place_B1 >= 0) & (chance >= self.smoothing)
+        by_group_Bn = uniform(shape, rng, device) >= self.smoothing
         if not len(self.group_G):
             return (Block.of(popular_Bn),)
-        first, last = self.offset_G[place_B1.clamp(min=0)], self.offset_G[place_B1.clamp(min=0) + 1] - 1
-        start = pad(self.end_Z, (1, 0))[first]
-        point = start + height * (self.end_Z[last] - start)
-        pair = torch.minimum(torch.searchsorted(self.end_Z, point, right=True), last)
-        return (Block.of(torch.where(by_group_Bn, self.key_Z[pair] % len(self.log_popular_M), popular_Bn)),)
+        start_B, stop_B = bounds(self.offset_G, self._places(batch))
+        pair_Bn = by_weight(self.until_Z, start_B, stop_B, self.n, rng)
+        of_group_Bn = self.key_Z[pair_Bn.clamp(min=0)] % len(self.log_popular_M)
+        return (Block.of(torch.where(by_group_Bn & (pair_Bn >= 0), of_group_Bn, popular_Bn)),)
 
     def log_count(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
         place_B = self._places(batch)
         if row.dim() > 1:
             return self._log_q(row, place_B[:, None]) + math.log(self.n)
         place_U, at_B = place_B.unique(return_inverse=True)  # queries share their groups
-        tiles = place_U[:, None].split(max(1, _TILE // max(len(row), 1)))
-        return torch.cat([self._log_q(row[None, :], tile) for tile in tiles])[at_B] + math.log(self.n)
+        log_q_UN = torch.cat([self._log_q(row[None, :], place_U[at, None]) for at in tiles(len(place_U), 4 * len(row))])
+        return log_q_UN[at_B] + math.log(self.n)
 
     def _log_q(self, row: Tensor, place: Tensor) -> Tensor:
         popular = self.log_popular_M[row]
         if not len(self.key_Z):
             return popular.expand(torch.broadcast_shapes(row.shape, place.shape))
         key = place * len(self.log_popular_M) + row
-        pair = torch.searchsorted(self.key_Z, key).clamp(max=len(self.key_Z) - 1)
-        in_group = torch.where(self.key_Z[pair] == key, self.log_share_Z[pair], NEG_INF)
+        pair, is_there = find(self.key_Z, key)
+        in_group = torch.where(is_there, self.log_share_Z[pair], NEG_INF)
         mixed = torch.logaddexp(in_group + _log(1 - self.smoothing), popular + _log(self.smoothing))
         return torch.where(place < 0, popular, mixed)
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from .drawing import uniform
+
 _TINY = 1e-300
 
 
@@ -60,7 +62,7 @@ class DistinctTable(nn.Module):
         if not n:
             return always
         first = torch.randint(len(self.row_C), (*lists, 1), generator=rng, device=rng.device).to(device)
-        height = torch.rand((*lists, n), generator=rng, device=rng.device, dtype=torch.float64).to(device)
+        height = uniform((*lists, n), rng, device)
         return torch.cat([always, self.row_C[self._places(first, height)]], -1)
 
     def _places(self, first: Tensor, height: Tensor) -> Tensor:

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..part import Facts
-from ..records import NEG_INF, Batch, Block, Encoded
-from .chains import uniform
-from .sampler import Look, Sampler, scores
+from ..records import NEG_INF, Batch, Block, Encoded, running_sum
+from .drawing import by_weight
+from .room import Room, Sizes
+from .sampler import Look, Sampler
+from .scores import scores
 
 
 class Estimate(NamedTuple):
@@ -111,6 +113,7 @@ class AdaptiveImportance(Sampler):
     """
 
     density = "approximate"
+    per_query_law = True
 
     ess: float = 64.0
     block: int = 32
@@ -148,6 +151,10 @@ class AdaptiveImportance(Sampler):
         self.register_buffer("projection_DH", projection_DH.to(popular_M.device))
         self.register_buffer("histogram_CM", popular_M.repeat(2**self.bits, 1))
 
+    def room(self, sizes: Sizes) -> Room:
+        most = max(self.cap // self.block * self.block, sizes.n_items)
+        return Room(own=most, kept=4 * (sizes.n_items * (1 + 2**self.bits) + sizes.width * self.bits))
+
     def cluster(self, query_BD: Tensor) -> Tensor:
         """[B] sign patterns, as numbers from 0 to 2^bits - 1."""
         is_positive_BH = query_BD @ self.projection_DH.to(query_BD.dtype) > 0
@@ -177,15 +184,16 @@ class AdaptiveImportance(Sampler):
         """[B, K] what was drawn, and [B] whether it is enough."""
         cluster_B = self.cluster(look.query_BD)
         present_C, which_B = cluster_B.unique(return_inverse=True)
-        joint_cdf = _joint_cdf(self.law(present_C))
-        n_queries, device = len(cluster_B), cluster_B.device
+        n_queries, n_items, device = len(cluster_B), len(self.popular_M), cluster_B.device
+        until_L = running_sum(self.law(present_C).double().flatten())  # the laws end to end
         log_sum_B = torch.full((n_queries,), NEG_INF, device=device)
         log_square_B = log_sum_B.clone()
         reached_B = torch.zeros(n_queries, dtype=torch.bool, device=device)
         open_A = torch.arange(n_queries, device=device)
         drawn: list[Tensor] = []
         while len(open_A) and len(drawn) < self.cap // self.block:
-            row_AK = _draw(joint_cdf, len(self.popular_M), which_B[open_A], self.block, rng)
+            start_A = which_B[open_A] * n_items
+            row_AK = by_weight(until_L, start_A, start_A + n_items, self.block, rng) - start_A[:, None]
             score_AK = scores(look.query_BD[open_A], row_AK, look).float()
             log_r_AK = score_AK / self.temperature - self._log_law(cluster_B[open_A], row_AK)
             log_sum_B[open_A] = torch.logaddexp(log_sum_B[open_A], log_r_AK.logsumexp(1))
@@ -225,20 +233,6 @@ class AdaptiveImportance(Sampler):
             histogram_CM.view(-1).index_add_(0, at_BK.flatten(), step_BK.flatten())
             self.histogram_CM[present_C] = histogram_CM
         return None
-
-
-def _joint_cdf(law_CM: Tensor) -> Tensor:
-    """[C * M] float64, rising: that of law c ends at c + 1."""
-    cdf_CM = law_CM.double().cumsum(1)
-    cdf_CM /= cdf_CM[:, -1:].clone()
-    return (cdf_CM + torch.arange(len(cdf_CM), device=cdf_CM.device)[:, None]).flatten()
-
-
-def _draw(joint_cdf: Tensor, n_items: int, which_A: Tensor, n: int, rng: torch.Generator) -> Tensor:
-    """[A, n] items, each query's by the law it has."""
-    height_An = uniform((len(which_A), n), rng, which_A.device) + which_A[:, None]
-    at_An = torch.searchsorted(joint_cdf, height_An, right=True)
-    return (at_An - which_A[:, None] * n_items).clamp(0, n_items - 1)
 
 
 def _require(ok: bool, setting: str, found: float, expected: str) -> None:

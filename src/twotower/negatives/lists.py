@@ -11,11 +11,11 @@ from torch import Tensor
 from ..data.thinning import keep_probability
 from ..errors import ConfigError
 from ..part import Facts
-from ..records import NEG_INF, Batch, Block, spans
+from ..records import NEG_INF, Batch, Block, find, running_sum, spans
+from .drawing import bounds, by_weight
+from .room import Room, Sizes
 from .sampler import Density, Look, Sampler, require_some
-
-_TILE = 2**22
-"""Most numbers of vectors that are held at a time to score lists: 16 MiB of float32."""
+from .scores import pair_scores
 
 
 class Impressions(Sampler):
@@ -51,6 +51,7 @@ class Impressions(Sampler):
     """
 
     leaves_out_positives = True
+    per_query_law = True
 
     n: int = field(kw_only=False)
     alpha: float = 0.0
@@ -102,13 +103,15 @@ class Impressions(Sampler):
         self.register_buffer("offset_Q", lists.offset, persistent=False)
         self.register_buffer("key_L", owner_L * facts.n_items + lists.value, persistent=False)
         self.register_buffer("share_L", share_L, persistent=False)
-        self.register_buffer("until_L", _until(share_L), persistent=False)
+        self.register_buffer("until_L", running_sum(share_L), persistent=False)
+
+    def room(self, sizes: Sizes) -> Room:
+        return Room(own=self.n, kept=8 * (sizes.n_queries + 1) + 24 * sizes.n_shown + 8)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
-        start_B = self.offset_Q[batch.query_B.clamp(min=0)]
-        stop_B = torch.where(batch.query_B < 0, start_B, self.offset_Q[batch.query_B + 1])
+        start_B, stop_B = bounds(self.offset_Q, batch.query_B)
         if self.reliable == 1:
-            place_BK = drawn(self.until_L, start_B, stop_B, self.n, rng)
+            place_BK = by_weight(self.until_L, start_B, stop_B, self.n, rng)
         else:
             place_BK = self._drawn_of_lowest(start_B, stop_B, look, rng)
         row_BK = self.key_L[place_BK.clamp(min=0)] % self.n_items
@@ -117,47 +120,20 @@ class Impressions(Sampler):
     def log_count(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
         query_B1 = batch.query_B[:, None]
         key = query_B1 * self.n_items + row
-        at = torch.searchsorted(self.key_L, key).clamp_(max=len(self.key_L) - 1)
-        is_listed = (self.key_L[at] == key) & (query_B1 >= 0)
-        return (self.n * self.share_L[at]).log().float().masked_fill(~is_listed, NEG_INF)
+        at, is_listed = find(self.key_L, key)
+        log_count = (self.n * self.share_L[at]).log().float()
+        return log_count.masked_fill(~is_listed | (query_B1 < 0), NEG_INF)
 
     def _drawn_of_lowest(self, start_B: Tensor, stop_B: Tensor, look: Look, rng: torch.Generator) -> Tensor:
         """[B, n] places among the items of each list that the model scores lowest."""
         offset, place_T = spans(start_B, stop_B - start_B)
         owner_T = torch.repeat_interleave(torch.arange(len(start_B), device=start_B.device), stop_B - start_B)
-        score_T = _scores(look, owner_T, self.key_L[place_T] % self.n_items)
+        score_T = pair_scores(owner_T, self.key_L[place_T] % self.n_items, look)
         order_T = score_T.argsort(stable=True)
         order_T = order_T[owner_T[order_T].argsort(stable=True)]  # by query, the lowest score first
         place_T = place_T[order_T]
         n_open_B = ((stop_B - start_B) * self.reliable - 1e-9).ceil().long()  # 0.55 * 20 is 11, not above it
-        at_BK = drawn(_until(self.share_L[place_T]), offset[:-1], offset[:-1] + n_open_B, self.n, rng)
+        at_BK = by_weight(running_sum(self.share_L[place_T]), offset[:-1], offset[:-1] + n_open_B, self.n, rng)
         if not len(place_T):
             return at_BK
         return place_T[at_BK.clamp(min=0)].masked_fill(at_BK < 0, -1)
-
-
-def drawn(until_L: Tensor, start_B: Tensor, stop_B: Tensor, n: int, rng: torch.Generator) -> Tensor:
-    """[B, n] places from ``start_B`` to ``stop_B``, each with its share of the weight there, with replacement.
-
-    ``until_L`` [L + 1] float64 sums the weights before each place. An empty span gives -1.
-    """
-    u_BK = torch.rand((len(start_B), n), generator=rng, device=rng.device, dtype=torch.float64).to(until_L.device)
-    below_B, above_B = until_L[start_B, None], until_L[stop_B, None]
-    place_BK = torch.searchsorted(until_L, below_B + u_BK * (above_B - below_B), right=True) - 1
-    # Rounding may reach the end of a span.
-    place_BK = torch.maximum(torch.minimum(place_BK, stop_B[:, None] - 1), start_B[:, None])
-    return place_BK.masked_fill((stop_B <= start_B)[:, None], -1)
-
-
-def _until(weight_L: Tensor) -> Tensor:
-    """[L + 1] summed weights before each place, and of all."""
-    return torch.cat([weight_L.new_zeros(1), weight_L.cumsum(0)])
-
-
-def _scores(look: Look, owner_T: Tensor, item_T: Tensor) -> Tensor:
-    """[T] scores of queries of the batch with items."""
-    item_U, slot_T = item_T.unique(return_inverse=True)
-    vector_UD, query_BD = look.items(item_U), look.query_BD
-    step = max(1, _TILE // max(query_BD.shape[1], 1))
-    tiles = zip(owner_T.split(step), slot_T.split(step), strict=True)
-    return torch.cat([(query_BD[owner] * vector_UD[slot]).sum(1) for owner, slot in tiles])

@@ -10,12 +10,12 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..part import Facts
 from ..records import NEG_INF, Batch, Block, Encoded, Mix
-from .mined import candidate_rows, require_items
+from .drawing import one_of, uniform
+from .pool import candidate_rows, require_items
+from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
+from .scores import layer_scores
 from .static import Uniform
-
-_TILE = 2**23
-"""Most numbers of candidates' vectors that are held at a time: 32 MiB of float32."""
 
 
 class MixGCF(Sampler):
@@ -29,7 +29,8 @@ class MixGCF(Sampler):
     one layer: positive mixing alone. With ``mixing = 0`` and one layer it is ``DNS``.
 
     What is made is no item, so nothing excludes it, and it has no density: for losses that are not corrected. Choose it
-    with a graph and a pairwise loss, where DNS already helps. A step costs two more propagations of the graph.
+    with a graph and a pairwise loss, where DNS already helps. A step costs two more propagations of the graph for each
+    of the n, one of them without gradient.
 
     Source: Huang et al., MixGCF: an improved training method for graph neural network-based recommender systems (KDD
     2021), equations 6 to 9.
@@ -56,50 +57,28 @@ class MixGCF(Sampler):
     def setup(self, facts: Facts) -> None:
         self.of.setup(facts)
 
+    def room(self, sizes: Sizes) -> Room:
+        return self.of.room(sizes).chosen(self.n)
+
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         return tuple(self._one(batch, look, rng) for _ in range(self.n))
 
     def _one(self, batch: Batch, look: Look, rng: torch.Generator) -> Block:
         """A block [B, 1]."""
-        n_queries = len(batch.query_B)
-        positive_B = _one_of_each(batch, rng)
+        every_B = torch.arange(len(batch.query_B), device=batch.query_B.device)
+        positive_B1 = one_of(batch.positives(), every_B, rng)[:, None]
         row_BP = candidate_rows(self.of, batch, look, rng)
-        n_layers = look.layers(batch.item_P[:1]).shape[-2]
-        share_BH = self.mixing * torch.rand(n_queries, n_layers, generator=rng, device=rng.device).to(row_BP.device)
-        tile = max(1, _TILE // max(row_BP.shape[1] * n_layers * look.query_BD.shape[1], 1))
-        chosen = [
-            _hardest(positive_B[at], row_BP[at], share_BH[at], look.query_BD[at], look)
-            for at in (slice(start, start + tile) for start in range(0, n_queries, tile))
-        ]
-        second_BH = torch.cat(chosen) if chosen else row_BP.new_empty(0, n_layers)
-        mix = Mix(
-            first_BK=positive_B[:, None].clamp(min=0),
-            second_BKH=second_BH[:, None].clamp(min=0),
-            share_BKH=share_BH[:, None],
-        )
-        made = (positive_B >= 0) & (second_BH >= 0).all(1)
-        log_weight_B = torch.zeros(n_queries, device=row_BP.device).masked_fill(~made, NEG_INF)
-        return Block.chosen(torch.full_like(positive_B, -1)[:, None], log_weight_B[:, None], mix=mix)
+        asked = torch.cat([positive_B1, row_BP], 1).clamp(min=0)
+        of_positive_B1H, of_candidate_BPH = layer_scores(look.query_BD, asked, look).tensor_split([1], 1)
+        shape = (len(every_B), 1, of_candidate_BPH.shape[2])
+        share_B1H = (self.mixing * uniform(shape, rng, row_BP.device)).to(of_positive_B1H.dtype)
+        mixed_BPH = share_B1H * of_positive_B1H + (1 - share_B1H) * of_candidate_BPH
+        hardest_BH = mixed_BPH.masked_fill((row_BP < 0)[:, :, None], NEG_INF).argmax(1)
+        second_B1H = row_BP.gather(1, hardest_BH)[:, None]
+        mix = Mix(first_BK=positive_B1.clamp(min=0), second_BKH=second_B1H.clamp(min=0), share_BKH=share_B1H)
+        made_B1 = (positive_B1 >= 0) & (second_B1H >= 0).all(2)
+        return Block.chosen(torch.full_like(positive_B1, -1), torch.where(made_B1, 0.0, NEG_INF), mix=mix)
 
     def observe(self, blocks: tuple[Block, ...], encoded: Encoded, look: Look) -> Tensor | None:
         """The candidates' sampler may learn from the batch, though none of the blocks is its own."""
         return self.of.observe((), encoded, look)
-
-
-def _hardest(positive_C: Tensor, row_CP: Tensor, share_CH: Tensor, query_CD: Tensor, look: Look) -> Tensor:
-    """[C, H] rows of the candidates whose mix scores highest, layer by layer; -1 where there is none."""
-    of_positive_CH = (look.layers(positive_C.clamp(min=0)) @ query_CD[:, :, None])[:, :, 0]
-    of_candidate_CPH = (look.layers(row_CP.clamp(min=0)) @ query_CD[:, None, :, None])[..., 0]
-    mixed_CPH = share_CH[:, None] * of_positive_CH[:, None] + (1 - share_CH[:, None]) * of_candidate_CPH
-    place_CH = mixed_CPH.masked_fill((row_CP < 0)[:, :, None], NEG_INF).argmax(1)
-    return row_CP.gather(1, place_CH)
-
-
-def _one_of_each(batch: Batch, rng: torch.Generator) -> Tensor:
-    """[B] one of each query's positives in the batch, at random; -1 where it has none."""
-    count_B = batch.of_P.bincount(minlength=len(batch.query_B))
-    first_B = count_B.cumsum(0) - count_B
-    lot_B = torch.rand(len(count_B), generator=rng, device=rng.device).to(count_B.device)
-    at_B = first_B + (lot_B * count_B).long().clamp(max=count_B - 1)
-    item_P = batch.item_P if len(batch.item_P) else batch.item_P.new_full((1,), -1)
-    return item_P[at_B.clamp(0, len(item_P) - 1)].masked_fill(count_B == 0, -1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..part import Facts
 from ..records import Batch, Block, Encoded
+from .room import Room, Sizes
 from .sampler import Density, Look, Sampler
 
 
@@ -74,9 +75,17 @@ class Mixture(Sampler):
         """Those of the part that offers first."""
         return min(part.idle_steps for part in self.parts)
 
+    @property
+    def per_query_law(self) -> bool:  # type: ignore[override]
+        """One such part is enough."""
+        return any(part.per_query_law for part in self.parts)
+
     def setup(self, facts: Facts) -> None:
         for part in self.parts:
             part.setup(facts)
+
+    def room(self, sizes: Sizes) -> Room:
+        return sum((part.room(sizes) for part in self.parts), Room())
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         return tuple(

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..records import NEG_INF
-from .mined import Mined, Pool, best
+from .drawing import best
+from .pool import Mined, Pool
 
 
 class PositiveAware(Mined):

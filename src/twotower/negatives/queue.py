@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..part import Facts
 from ..records import Batch, Block, Encoded
+from .room import Room, Sizes
 from .sampler import Look, Sampler
 
 
@@ -68,6 +69,10 @@ class Queue(Sampler):
         self.register_buffer("row_HC", torch.full(shape, -1, dtype=torch.int64, device=device))
         self.register_buffer("vector_HCD", torch.zeros(*shape, facts.width, device=device))
         self.register_buffer("n_seen", torch.zeros((), dtype=torch.int64, device=device))
+
+    def room(self, sizes: Sizes) -> Room:
+        places = self.batches * sizes.most_batch_items
+        return Room(shared=places, stale=places, kept=places * (8 + 4 * sizes.width) + 8)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         place_S = (self.row_HC.flatten() >= 0).nonzero()[:, 0]

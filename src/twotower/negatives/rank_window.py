@@ -9,13 +9,12 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..part import Facts
-from ..records import NEG_INF, Batch, Block, Ragged
+from ..records import NEG_INF, Batch, Block, Ragged, find, running_sum
 from ..scoring import tile_for
-from .mined import best, some_of
+from .drawing import best, some_of
+from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
-
-_CHUNK = 2**16
-"""Items that are encoded at a time."""
+from .scores import snapshot
 
 
 class RankWindow(Sampler):
@@ -49,6 +48,7 @@ class RankWindow(Sampler):
 
     density = "exact"
     leaves_out_positives = True
+    per_query_law = True
 
     n: int = field(default=1, kw_only=False)
     first: int = 101
@@ -89,9 +89,13 @@ class RankWindow(Sampler):
         self.register_buffer("taken_at", torch.zeros((), dtype=torch.int64, device=device))
         self.windows = None
 
+    def room(self, sizes: Sizes) -> Room:
+        return Room(own=self.n, kept=4 * sizes.n_items * sizes.width + 8)
+
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         if look.step > self.after and (look.step - self.after - 1) % self.refresh_every == 0:
-            self._refresh(look)
+            snapshot(self.item_MD, look)
+            self.taken_at.fill_(look.step)
         self.windows = self._rank(batch, look)
         return (Block.chosen(some_of(self.windows.row_BW, self.n, rng)),)
 
@@ -102,11 +106,6 @@ class RankWindow(Sampler):
         size_B = windows.list_of_B.lengths()
         log_share_B = (size_B.clamp(max=self.n) / size_B).log()
         return torch.where(windows.hold(row), log_share_B[:, None], NEG_INF)
-
-    def _refresh(self, look: Look) -> None:
-        for row in torch.arange(len(self.item_MD), device=self.item_MD.device).split(_CHUNK):
-            self.item_MD[row] = look.items(row).to(self.item_MD.dtype)
-        self.taken_at.fill_(look.step)
 
     def _rank(self, batch: Batch, look: Look) -> Windows:
         n_queries, n_items, query_BD = len(batch.query_B), len(self.item_MD), look.query_BD
@@ -138,7 +137,7 @@ class Windows:
     def of(batch: Batch, query_BD: Tensor, row_BW: Tensor) -> Windows:
         """Windows whose rows are in any order."""
         rising_BW = row_BW.sort(1).values
-        offset = torch.nn.functional.pad((row_BW >= 0).sum(1).cumsum(0), (1, 0))
+        offset = running_sum((row_BW >= 0).sum(1))
         return Windows(
             batch=batch,
             query_BD=query_BD,
@@ -152,9 +151,6 @@ class Windows:
             return self.list_of_B.holds(row)
         distinct_U, where_N = row.unique(return_inverse=True)
         held_BU = torch.zeros(len(self.row_BW), len(distinct_U), dtype=torch.bool, device=row.device)
-        if row.numel():
-            item = self.list_of_B.value
-            at = torch.searchsorted(distinct_U, item).clamp_(max=len(distinct_U) - 1)
-            found = distinct_U[at] == item
-            held_BU[self.list_of_B.owner()[found], at[found]] = True
+        at, found = find(distinct_U, self.list_of_B.value)
+        held_BU[self.list_of_B.owner()[found], at[found]] = True
         return held_BU[:, where_N]

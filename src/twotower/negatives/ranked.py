@@ -12,11 +12,11 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..part import Facts
 from ..records import NEG_INF, Batch, Block
-from .mined import Pool, Pooled, best, draws, gumbel
+from .drawing import best, by_softmax, gumbel, uniform
+from .pool import Pool, Pooled
+from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
-
-_CHUNK = 2**16
-"""Items encoded at a time when the orders are made anew."""
+from .scores import snapshot
 
 
 class AOBPR(Sampler):
@@ -46,6 +46,7 @@ class AOBPR(Sampler):
     """
 
     density = "exact"
+    per_query_law = True
 
     n: int = field(default=1, kw_only=False)
     scale: float = 500.0
@@ -78,12 +79,14 @@ class AOBPR(Sampler):
         self.register_buffer("deviation_D", torch.zeros(facts.width))
         self.register_buffer("refreshed_at", torch.zeros((), dtype=torch.int64))
 
+    def room(self, sizes: Sizes) -> Room:
+        return Room(own=self.n, kept=(8 * sizes.n_items + 4) * sizes.width + 8)
+
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         self._refresh(look)
-        factor_BK = draws(self._factors(look).log(), self.n, rng)
-        n_items = self.order_DM.shape[1]
-        lot_BK = torch.rand(factor_BK.shape, generator=rng, device=rng.device, dtype=torch.float64)
-        rank_BK = self._rank(lot_BK.to(factor_BK.device), n_items)
+        share_BD, n_items = self._factors(look), self.order_DM.shape[1]
+        lot_BK, rank_lot_BK = (uniform((len(share_BD), self.n), rng, share_BD.device) for _ in range(2))
+        factor_BK, rank_BK = by_softmax(share_BD.log(), lot_BK), self._rank(rank_lot_BK, n_items)
         falls_BK = look.query_BD.gather(1, factor_BK) >= 0
         place_BK = torch.where(falls_BK, rank_BK, n_items - 1 - rank_BK)
         return (Block.of(self.order_DM[factor_BK, place_BK].long()),)
@@ -106,12 +109,13 @@ class AOBPR(Sampler):
         at = int(self.refreshed_at)
         if at and look.step < at + self.period:
             return
-        row_M = torch.arange(self.order_DM.shape[1], device=self.order_DM.device)
-        item_MD = torch.cat([look.items(chunk) for chunk in row_M.split(_CHUNK)])
+        width, n_items = self.order_DM.shape
+        item_MD = snapshot(self.deviation_D.new_empty(n_items, width), look)
+        row_M = torch.arange(n_items, dtype=torch.int32, device=item_MD.device)
         self.deviation_D.copy_(item_MD.std(0, correction=0))
         for order_M, rank_M, value_M in zip(self.order_DM, self.rank_DM, item_MD.T, strict=True):
             order_M.copy_(value_M.argsort(descending=True, stable=True))
-            rank_M[order_M.long()] = row_M.int()
+            rank_M[order_M.long()] = row_M
         self.refreshed_at.fill_(look.step)
 
     def _factors(self, look: Look) -> Tensor:
@@ -175,8 +179,11 @@ class FirstViolation(Pooled):
         super().setup(facts)
         self.n_items = facts.n_items
 
+    def room(self, sizes: Sizes) -> Room:
+        return super().room(sizes).chosen(1)
+
     def choose(self, pool: Pool, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        turn_CP = pool.log_weight_CP + gumbel(pool.row_CP.shape, rng).to(pool.row_CP.device)
+        turn_CP = pool.log_weight_CP + gumbel(pool.row_CP.shape, rng, pool.row_CP.device)
         turn_CP = turn_CP.masked_fill(~pool.open_CP, NEG_INF)
         violates_CP = pool.score_CP > (pool.positive_C - self.margin)[:, None]
         place_C1 = best(turn_CP.masked_fill(~violates_CP, NEG_INF), 1)

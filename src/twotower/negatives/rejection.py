@@ -8,18 +8,18 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..errors import ConfigError
 from ..part import Facts
-from ..records import NEG_INF, Batch, Block, Ragged
+from ..records import NEG_INF, Batch, Block, Ragged, running_sum
+from .drawing import uniform
+from .room import Room, Sizes
 from .sampler import Look, Sampler
-from .static import Law, require_weight
+from .static import Law, share
+from .tiles import tiles
 
 _LEAST_ACCEPTED = 1e-4
 """A proposal that is accepted more rarely is refused: each draw would take more than ten thousand."""
-_TILE = 2**20
-"""Counts whose rows are looked up among the known at a time."""
 
 
 def require_independent(sampler: Sampler, name: str, law: Law) -> None:
@@ -75,8 +75,7 @@ class Rejection(Sampler):
     def setup(self, facts: Facts) -> None:
         self.of.setup(facts)
         self.target.setup(facts)
-        weight_M, target_M = self.of.weights(facts), self.target.weights(facts)
-        q_M, p_M = weight_M / require_weight(self.of, weight_M), target_M / require_weight(self.target, target_M)
+        q_M, p_M = (share(law, law.weights(facts)) for law in (self.of, self.target))
         never = int(((p_M > 0) & (q_M == 0)).sum())
         if never:
             raise ConfigError(
@@ -94,14 +93,16 @@ class Rejection(Sampler):
         # Follows from the data, so it is not saved: tomorrow's run counts tomorrow's events.
         self.register_buffer("accept_M", ratio_M * self.acceptance_rate, persistent=False)
 
+    def room(self, sizes: Sizes) -> Room:
+        return self.target.room(sizes) + Room(kept=self.of.room(sizes).kept + 8 * sizes.n_items)
+
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         shape = (len(batch.query_B), self.n) if self.per_query else (self.n,)
         row = torch.full((math.prod(shape),), -1, device=batch.item_P.device)
         waiting = torch.arange(len(row), device=row.device)
         while len(waiting):
             proposed = self.of.rows((len(waiting), self.of.n), rng).to(row.device)
-            height = torch.rand(proposed.shape, generator=rng, device=rng.device, dtype=torch.float64).to(row.device)
-            accepted = height < self.accept_M[proposed]
+            accepted = uniform(proposed.shape, rng, row.device) < self.accept_M[proposed]
             first = accepted.int().argmax(1)  # of equal values the first
             done = accepted.any(1)
             row[waiting[done]] = proposed.gather(1, first[:, None])[done, 0]
@@ -137,6 +138,7 @@ class Unknown(Sampler):
     density = "exact"
     leaves_out_positives = True
     per_query: ClassVar[bool] = True
+    per_query_law = True
 
     of: Law
 
@@ -155,17 +157,18 @@ class Unknown(Sampler):
 
     def setup(self, facts: Facts) -> None:
         weight_M = self.of.weights(facts)
-        require_weight(self.of, weight_M)
+        share(self.of, weight_M)  # which tells where there is nothing to draw
         self.n_drawn = int((weight_M > 0).sum())
         # Follows from the data, so it is not saved: tomorrow's run counts tomorrow's events.
         self.register_buffer("end_M", weight_M.cumsum(0), persistent=False)
 
+    def room(self, sizes: Sizes) -> Room:
+        return Room(own=self.n, kept=8 * sizes.n_items)
+
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
-        known, device = batch.known, batch.item_P.device
+        known = batch.known
         before_V, left_B, some_B = self._known_weight(known)
-        shape = (len(batch.query_B), self.n)
-        height = torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64).to(device)
-        point_Bn = height * left_B[:, None]
+        point_Bn = uniform((len(batch.query_B), self.n), rng, batch.item_P.device) * left_B[:, None]
         # Where a known item starts once those before it are cut out: draws from there on are behind it.
         start_V = self._start(known.value) - before_V[:-1] + before_V[known.offset[:-1]][known.owner()]
         behind_Bn = known.offset[:-1, None] + reached(known, start_V, point_Bn)
@@ -178,11 +181,9 @@ class Unknown(Sampler):
         _, left_B, some_B = self._known_weight(batch.known)
         log_weight = (self.end_M[row] - self._start(row)).log().float()  # [N] or [B, K]
         log_count_BK = log_weight + (math.log(self.n) - left_B.log().float())[:, None]
-        step = max(1, _TILE // max(log_count_BK.shape[1], 1))
-        for at in range(0, len(left_B), step):
-            tile = log_count_BK[at : at + step]
-            rows = row[at : at + step] if row.dim() == 2 else row.expand(len(tile), -1)
-            tile.masked_fill_(batch.known.slice(at, at + len(tile)).holds(rows), NEG_INF)
+        row_BK = row.expand(log_count_BK.shape)
+        for at in tiles(len(row_BK), 4 * row_BK.shape[1]):
+            log_count_BK[at].masked_fill_(batch.known.slice(at.start, at.stop).holds(row_BK[at]), NEG_INF)
         return log_count_BK.masked_fill_(~some_B[:, None], NEG_INF)
 
     def _start(self, row: Tensor) -> Tensor:
@@ -191,8 +192,7 @@ class Unknown(Sampler):
     def _known_weight(self, known: Ragged) -> tuple[Tensor, Tensor, Tensor]:
         """[V + 1] weight of the known items end to end, [B] weight of what is not known, and whether there is any."""
         weight_V = self.end_M[known.value] - self._start(known.value)
-        before_V = pad(weight_V.cumsum(0), (1, 0))
-        drawn_V = pad((weight_V > 0).cumsum(0), (1, 0))
+        before_V, drawn_V = running_sum(weight_V), running_sum((weight_V > 0).long())
         start, stop = known.offset[:-1], known.offset[1:]
         some_B = drawn_V[stop] - drawn_V[start] < self.n_drawn
         return before_V, self.end_M[-1] - (before_V[stop] - before_V[start]), some_B

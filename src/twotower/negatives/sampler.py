@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..part import Part
 from ..records import Batch, Block, Candidates, Encoded
+from .room import Room, Sizes
 
 if TYPE_CHECKING:
     from .mixture import Mixture
@@ -52,11 +53,17 @@ class Sampler(Part):
     """Whether no query is ever offered what it is known to like: then its positives count nothing, -inf in logs."""
     offers_items: ClassVar[bool] = True
     """Whether all that is offered are items of the catalogue as they are now, which others may choose from by row."""
+    per_query_law: ClassVar[bool] = False
+    """Whether the law is of each query's own: then, and only then, ``log_count`` gives [B, N] for [N] rows."""
 
     @property
     def idle_steps(self) -> int:
         """Steps at the start of a run in which nothing is offered."""
         return 0
+
+    def room(self, sizes: Sizes) -> Room:
+        """What it takes up, at most: for an estimate of memory before anything is set up."""
+        raise TypeError(f"{type(self).__name__} does not say what room it needs")
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         """Candidates of one global batch, not yet counted. The same generator state gives the same rows."""
@@ -65,7 +72,7 @@ class Sampler(Part):
     def log_count(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
         """log E[summed weight] of any catalogue rows, in the shape of ``row``: -inf for what is never drawn.
 
-        A law of each query's own gives [B, N] for [N] rows.
+        A law of each query's own gives [B, N] for [N] rows, and takes [B, K] rows, of each query its own.
         """
         raise TypeError(f"{type(self).__name__} has no density to count by")
 
@@ -105,40 +112,15 @@ def propose(sampler: Sampler, batch: Batch, look: Look, rng: torch.Generator, *,
     blocks = sampler.draw(batch, look, rng)
     return Candidates(
         blocks=tuple(block.with_count(count(block.row)) for block in blocks),
-        positive_log_count_P=_of_positives(count, batch),
+        positive_log_count_P=_by_own_law(count, batch) if sampler.per_query_law else count(batch.item_P),
     )
 
 
-def _of_positives(count: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
-    """[P] counts of the positives, each by the law of its own query where every query has one.
-
-    Such a law is asked for lists [B, K] of each query's positives: [P] rows would give [B, P].
-    """
-    if count(batch.item_P[:1]).dim() == 1:
-        return count(batch.item_P)
-    n_B = batch.of_P.bincount(minlength=len(batch.query_B))
-    place_P = torch.arange(len(batch.of_P), device=batch.of_P.device) - (n_B.cumsum(0) - n_B)[batch.of_P]
-    row_BK = batch.item_P.new_full((len(n_B), int(n_B.max())), -1)
+def _by_own_law(count: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+    """[P] counts of the positives, each by the law of its own query: asked for as lists [B, K], as [P] rows would give
+    [B, P]."""
+    positives = batch.positives()
+    place_P = torch.arange(len(batch.of_P), device=batch.of_P.device) - positives.offset[batch.of_P]
+    row_BK = batch.item_P.new_full((len(positives), int(positives.lengths().max())), -1)
     row_BK[batch.of_P, place_P] = batch.item_P
     return count(row_BK)[batch.of_P, place_P]
-
-
-_TILE = 2**24
-"""Most numbers of item vectors that are held at a time for scores: 64 MiB of float32."""
-
-
-def scores(query_CD: Tensor, row: Tensor, look: Look) -> Tensor:
-    """[C, N] or [C, K] scores of the current model for C queries, of the same rows [N] or of each one's own [C, K]."""
-    item_U, slot = row.unique(return_inverse=True)
-    return dots(query_CD, look.items(item_U), slot)
-
-
-def dots(query_CD: Tensor, table_TD: Tensor, slot: Tensor) -> Tensor:
-    """[C, N] or [C, K] scores of C queries with the vectors at places [N] or [C, K] of a table.
-
-    An item's score is the same number whichever way it is asked for.
-    """
-    slot_CK = slot.expand(len(query_CD), slot.shape[-1])
-    step = max(1, _TILE // max(slot_CK.shape[1] * query_CD.shape[1], 1))
-    tiles = zip(query_CD.split(step), slot_CK.split(step), strict=True)
-    return torch.cat([(table_TD[slot_TK] @ query_TD[:, :, None])[:, :, 0] for query_TD, slot_TK in tiles])

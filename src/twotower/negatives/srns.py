@@ -11,14 +11,13 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..part import Facts
 from ..records import NEG_INF, Batch, Block, Encoded
-from .mined import best, gumbel, positive_scores
+from .drawing import best, gumbel, picked, uniform
+from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
+from .scores import positive_scores, scores
 
 _VISITS = 5
 """A standard deviation is that of so many last visits."""
-
-_TILE = 2**22
-"""Most numbers of candidates' vectors that are held at a time: 16 MiB of float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +113,15 @@ class SRNS(Sampler):
         self.register_buffer("visits_Q", torch.zeros(n_queries, dtype=torch.int32))
         self.visit: _Visit | None = None
 
+    def room(self, sizes: Sizes) -> Room:
+        places = min(self.pool, sizes.n_items)
+        of_query = places * (4 + 2 * _VISITS) + min(self.memory, places) * 4 + 4
+        return Room(own=self.n, kept=of_query * sizes.n_queries)
+
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
-        first_B = _first_lines(batch.query_B)
+        first_B = batch.first_lines()
         pool_BP, history_BPT, memory_BS, visits_B = self._recalled(batch.query_B, first_B, rng)
-        score_BP = _scores(look, pool_BP)
+        score_BP = scores(look.query_BD, pool_BP, look)
         p_BP = torch.sigmoid(score_BP - positive_scores(batch, look)[:, None])
         at_B = (visits_B % _VISITS)[:, None, None].expand(-1, p_BP.shape[1], 1)
         history_BPT = history_BPT.scatter(2, at_B, p_BP[:, :, None].to(history_BPT.dtype))
@@ -136,7 +140,7 @@ class SRNS(Sampler):
         row_BS = pool_BP.gather(1, place_BS)
         closed_BS = (memory_BS < 0) | known_BP.gather(1, place_BS) | _again(row_BS)
         at_Bn = best(value_BS.masked_fill(closed_BS, NEG_INF), self.n)
-        return (Block.chosen(row_BS.gather(1, at_Bn.clamp(min=0)).masked_fill(at_Bn < 0, -1)),)
+        return (Block.chosen(picked(row_BS, at_Bn)),)
 
     def observe(self, blocks: tuple[Block, ...], encoded: Encoded, look: Look) -> Tensor | None:
         visit = self.visit
@@ -160,7 +164,7 @@ class SRNS(Sampler):
             row_BP = place_P.expand(shape)
         else:
             row_BP = torch.randint(self.n_items, shape, generator=rng, device=rng.device).to(device)[first_B]
-        memory_BS = torch.rand(shape, generator=rng, device=rng.device).to(device)[first_B].topk(size, 1).indices
+        memory_BS = uniform(shape, rng, device)[first_B].topk(size, 1).indices
         at_B = query_B.clamp(min=0)
         visits_B = self.visits_Q[at_B].long().masked_fill(query_B < 0, 0)
         is_new_B1 = (visits_B == 0)[:, None]
@@ -176,32 +180,16 @@ class SRNS(Sampler):
     def _renewed(self, memory_BS: Tensor, score_BP: Tensor, rng: torch.Generator) -> Tensor:
         """[B, S] places of the next memory."""
         remembered_BP = _marked(memory_BS, score_BP.shape[1])
-        lot_BP = torch.rand(score_BP.shape, generator=rng, device=rng.device).to(score_BP.device)
+        lot_BP = uniform(score_BP.shape, rng, score_BP.device)
         fresh = min(self.fresh, score_BP.shape[1] - memory_BS.shape[1])
         fresh_BF = best(lot_BP.masked_fill(remembered_BP, NEG_INF), fresh)
         union_BP = remembered_BP | _marked(fresh_BF, score_BP.shape[1])
-        turn_BP = score_BP / self.temperature + gumbel(score_BP.shape, rng).to(score_BP.device)
+        turn_BP = score_BP / self.temperature + gumbel(score_BP.shape, rng, score_BP.device)
         return best(turn_BP.masked_fill(~union_BP, NEG_INF), memory_BS.shape[1])
 
     def _alpha(self, look: Look) -> float:
         epoch = (look.step - 1) / self.steps_per_epoch
         return self.alpha * min(1.0, epoch / self.warm_up_epochs)
-
-
-def _first_lines(query_B: Tensor) -> Tensor:
-    """[B] the first line of the batch that has the same query; its own where a query has no row."""
-    line_B = torch.arange(len(query_B), device=query_B.device)
-    of_B = torch.where(query_B >= 0, query_B, -1 - line_B).unique(return_inverse=True)[1]
-    return torch.full_like(line_B, len(line_B)).scatter_reduce_(0, of_B, line_B, "amin")[of_B]
-
-
-def _scores(look: Look, row_BP: Tensor) -> Tensor:
-    """[B, P] of each query with items of its own, some queries at a time."""
-    item_U, slot = row_BP.flatten().unique(return_inverse=True)
-    table_UD, slot_BP = look.items(item_U), slot.view(row_BP.shape)
-    step = max(1, _TILE // max(row_BP.shape[1] * table_UD.shape[1], 1))
-    tiles = zip(look.query_BD.split(step), slot_BP.split(step), strict=True)
-    return torch.cat([(table_UD[slot_CP] @ query_CD[:, :, None])[:, :, 0] for query_CD, slot_CP in tiles])
 
 
 def _deviation(history_BPT: Tensor, place_BS: Tensor) -> Tensor:

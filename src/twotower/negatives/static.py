@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import field
+from dataclasses import field, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..part import Facts
 from ..records import Batch, Block
 from .alias import AliasTable
 from .distinct import DistinctTable
+from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
 
 
@@ -50,7 +51,7 @@ class Law(Sampler):
 
     def setup(self, facts: Facts) -> None:
         weight_M = self.weights(facts)
-        total = require_weight(self, weight_M)
+        q_M = share(self, weight_M)
         if self.unique:
             some = int((weight_M > 0).sum())
             if some < self.n:
@@ -62,9 +63,13 @@ class Law(Sampler):
             count_M = self.table.count_M
         else:
             self.table = AliasTable(weight_M)
-            count_M = weight_M / total * self.n
+            count_M = q_M * self.n
         # Follows from the data, so it is not saved: tomorrow's run counts tomorrow's events.
         self.register_buffer("log_count_M", count_M.log().float(), persistent=False)
+
+    def room(self, sizes: Sizes) -> Room:
+        shared, own = (0, self.n) if self.per_query else (self.n, 0)
+        return Room(shared=shared, own=own, kept=(28 if self.unique else 20) * sizes.n_items)
 
     def rows(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
         """Item rows of that shape: independent draws, or with ``unique`` lists of n along the last axis."""
@@ -78,15 +83,15 @@ class Law(Sampler):
         return self.log_count_M[row]
 
 
-def require_weight(sampler: Sampler, weight_M: Tensor) -> float:
-    """The sum of the weights; ConfigError where they are no law."""
+def share(sampler: Sampler, weight_M: Tensor) -> Tensor:
+    """[M] probability of each item where it is in proportion to a weight; ConfigError where the weights are no law."""
     total = float(weight_M.sum())
     if not 0 < total < math.inf:
         raise ConfigError(
             f"{type(sampler).__name__}: the weights of {len(weight_M)} items sum to {total}, expected a positive"
             " number; check that there are training events and that no setting (alpha) is extreme"
         )
-    return total
+    return weight_M / total
 
 
 class Uniform(Law):
@@ -105,6 +110,10 @@ class Uniform(Law):
         self.n_items = facts.n_items
         if self.unique:
             super().setup(facts)
+
+    def room(self, sizes: Sizes) -> Room:
+        room = super().room(sizes)
+        return room if self.unique else replace(room, kept=0)
 
     def rows(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
         if self.unique:
@@ -125,6 +134,9 @@ class Catalogue(Sampler):
 
     def setup(self, facts: Facts) -> None:
         self.n_items = facts.n_items
+
+    def room(self, sizes: Sizes) -> Room:
+        return Room(shared=sizes.n_items)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         return (Block.of(torch.arange(self.n_items, device=batch.item_P.device)),)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..data.columns import Column
 from ..errors import ConfigError, DataError
 from ..part import Part
-from ..records import Ragged
+from ..records import Ragged, running_sum
 from ..tables import Table, where_present
 
 Side = Literal["query", "item"]
@@ -59,8 +59,8 @@ class Adjacency:
         self.n_edges_Q, self.n_edges_I = query_E.bincount(minlength=rows[0]), item_E.bincount(minlength=rows[1])
         weight_E = (self.n_edges_Q[query_E] * self.n_edges_I[item_E]).to(dtype).rsqrt()
         by_item = item_E.sort(stable=True).indices
-        self._items = Ragged(offset=_offsets(self.n_edges_Q), value=item_E, weight=weight_E)
-        self._queries = Ragged(offset=_offsets(self.n_edges_I), value=query_E[by_item], weight=weight_E[by_item])
+        self._items = Ragged(offset=running_sum(self.n_edges_Q), value=item_E, weight=weight_E)
+        self._queries = Ragged(offset=running_sum(self.n_edges_I), value=query_E[by_item], weight=weight_E[by_item])
         self.dtype, self.device = weight_E.dtype, weight_E.device
 
     def to_queries(self, item_ID: Tensor) -> Tensor:
@@ -78,10 +78,6 @@ class Adjacency:
             query_QD, item_ID = self.to_queries(item_ID), self.to_items(query_QD)
             total_QD, total_ID = total_QD + query_QD, total_ID + item_ID
         return total_QD / (layers + 1), total_ID / (layers + 1)
-
-
-def _offsets(count: Tensor) -> Tensor:
-    return torch.cat([count.new_zeros(1), count.cumsum(0)])
 
 
 def _weighted_sums(lists: Ragged, vector_RD: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..config import Run
 from ..data.store import Store
-from ..negatives import Impressions, Mixture, Policy, Rotations, Sampler
+from ..negatives import Room, Sizes
 from ..optimisers import RowwiseAdam, TableOptimiser
 from ..scoring import tile_for
 
@@ -30,13 +31,15 @@ class Memory:
     optimiser: int
     events: int
     step: int
+    negatives: int
+    """What the sampler keeps from one batch to the next, its tables aside."""
     catalogue: int
     """Vectors of all items, when the model is measured."""
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.tables + self.optimiser + self.events + self.step + self.catalogue
+        return self.tables + self.optimiser + self.events + self.step + self.negatives + self.catalogue
 
     def render(self) -> str:
         """One line for people."""
@@ -45,7 +48,8 @@ class Memory:
         return (
             f"memory: about {self.total / MIB:,.0f} MiB{beside} (tables {self.tables / MIB:,.0f}, "
             f"their optimiser {self.optimiser / MIB:,.0f}, events {self.events / MIB:,.0f}, "
-            f"a step {self.step / MIB:,.0f}, vectors of the catalogue {self.catalogue / MIB:,.0f})"
+            f"a step {self.step / MIB:,.0f}, what negatives keep {self.negatives / MIB:,.0f}, "
+            f"vectors of the catalogue {self.catalogue / MIB:,.0f})"
         )
 
     def warning(self) -> str | None:
@@ -60,26 +64,49 @@ class Memory:
 
 
 def estimate(run: Run, store: Store) -> Memory:
-    """From the sizes of tables, events and one batch."""
-    rows, dim = sum(store.encoders.table_sizes.values()), run.towers.dim
+    """From the sizes of tables, events, candidates and one batch."""
+    dim, sizes = run.towers.dim, sizes_of(run, store)
+    room = run.negatives.room(sizes)
+    tables = [(sum(store.encoders.table_sizes.values()), dim), *room.tables]
     return Memory(
-        tables=rows * dim * FLOAT,
-        optimiser=rows * state_size(run.training.tables, dim) * FLOAT,
+        tables=sum(rows * width for rows, width in tables) * FLOAT,
+        optimiser=sum(rows * state_size(run.training.tables, width) for rows, width in tables) * FLOAT,
         events=store.n_events * EVENT,
-        step=step_bytes(run, store),
+        step=step_bytes(run, sizes, room),
+        negatives=room.kept,
         catalogue=store.n_items * dim * FLOAT,
     )
 
 
-def step_bytes(run: Run, store: Store) -> int:
-    """Vectors of a batch's queries and distinct items, and three tiles of scores."""
-    dim = run.towers.dim
-    by_pairs = run.training.batch_of == "pairs"
-    queries = min(run.training.batch_size, store.n_events if by_pairs else store.n_queries)
-    pairs = queries if by_pairs else queries * store.n_events // max(store.n_queries, 1)
-    shared, own = candidates(run.negatives)
-    columns = min(pairs + shared, store.n_items)
-    distinct = min(pairs + shared + queries * own, store.n_items)
+def sizes_of(run: Run, store: Store) -> Sizes:
+    """Those of a run on all events of its store."""
+    events = store.taken_events()
+    if run.training.batch_of == "pairs":
+        pairs = most_pairs = min(run.training.batch_size, len(events))
+    else:
+        count_Q = np.bincount(store.query_row[events], minlength=store.n_queries)
+        queries = min(run.training.batch_size, store.n_queries)
+        pairs = queries * len(events) // max(store.n_queries, 1)
+        most_pairs = int(np.partition(count_Q, -queries)[-queries:].sum()) if queries else 0
+    return Sizes(
+        n_items=store.n_items,
+        n_queries=store.n_queries,
+        n_events=len(events),
+        n_shown=store.n_events - len(events),
+        batch_items=min(pairs, store.n_items),
+        most_batch_items=min(most_pairs, store.n_items),
+        width=run.towers.dim,
+    )
+
+
+def step_bytes(run: Run, sizes: Sizes, room: Room) -> int:
+    """Vectors of a batch's queries, columns and distinct items, and three tiles of scores."""
+    dim, own = run.towers.dim, room.own
+    queries = min(run.training.batch_size, sizes.n_events if run.training.batch_of == "pairs" else sizes.n_queries)
+    looked_up = room.shared - room.stale
+    columns = min(looked_up, sizes.n_items) + room.stale
+    positives = 0 if room.of_batch else sizes.batch_items
+    distinct = min(positives + looked_up + queries * own, sizes.n_items)
     tile = min(run.training.tile or tile_for(torch.device(run.training.device), columns + own), queries)
     return (COPIES * (queries + columns + distinct) * dim + 3 * tile * (columns + own) + tile * own * dim) * FLOAT
 
@@ -89,16 +116,6 @@ def state_size(optimiser: TableOptimiser, dim: int) -> int:
     if isinstance(optimiser, RowwiseAdam):
         return 2 + (dim if optimiser.beta1 > 0 else 0)
     return 1
-
-
-def candidates(sampler: Sampler) -> tuple[int, int]:
-    """Candidates a sampler adds to a batch (beside the batch itself), and to each query's own."""
-    if isinstance(sampler, Mixture):
-        shared, own = zip(*(candidates(part) for part in sampler.parts), strict=True)
-        return sum(shared), sum(own)
-    n = int(getattr(sampler, "n", 0))
-    is_own = isinstance(sampler, Impressions | Rotations | Policy) or getattr(sampler, "per_query", False)
-    return (0, n) if is_own else (n, 0)
 
 
 def available_bytes() -> int | None:
