@@ -72,14 +72,12 @@ def _ratios(axes: Axes, audit: Audit) -> None:
 
 def _gradient(axes: Axes, audit: Audit) -> None:
     found = audit.gradient.estimates
-    places = [e.places for e in found]
+    at = range(len(found))
     reach = [[e.bias - e.bias_low for e in found], [e.bias_high - e.bias for e in found]]
     if all(math.isfinite(x) for side in reach for x in side):
-        axes.errorbar(places, [e.bias for e in found], yerr=reach, fmt="o-", capsize=4, label="bias of the mean")
-    axes.plot(places, [e.noise for e in found], "s--", label="noise of one batch")
-    axes.set_xscale("log")
-    axes.set_xticks(places, [f"{p:,.0f}" for p in places])
-    axes.minorticks_off()
+        axes.errorbar(at, [e.bias for e in found], yerr=reach, fmt="o-", capsize=4, label="bias of the mean")
+    axes.plot(at, [e.noise for e in found], "s--", label="noise of one batch")
+    axes.set_xticks(list(at), [f"{e.places:,.0f}" for e in found])
     axes.set(xlabel="candidates of a query", title="gradient, in lengths of the full softmax's")
     axes.set_ylim(bottom=0)
     axes.legend()
