@@ -80,7 +80,7 @@ class Law(Sampler):
         return (Block.of(self.rows(shape, rng).to(batch.item_P.device)),)
 
     def log_count(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
-        return self.log_count_M[row]
+        return self.log_count_M.index_select(0, row.flatten()).view(row.shape)
 
 
 def share(sampler: Sampler, weight_M: Tensor) -> Tensor:
