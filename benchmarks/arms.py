@@ -34,8 +34,9 @@ from rich.table import Table
 
 from benchmarks.data import SETTINGS, committed_run
 from benchmarks.harness import report, resident_high_water
-from twotower.config import Run, dump_run, vary
+from twotower.config import Run, dump_run, parse_run, vary
 from twotower.data.splits import GivenSplit
+from twotower.errors import TwoTowerError
 from twotower.evaluation import paired_difference
 from twotower.training.loop import evaluate_retriever, open_or_ingest, refit, settings_of
 from twotower.training.retriever import Retriever
@@ -131,13 +132,22 @@ def run_one(
     settings = dump_run(replace(run, data=None))
     if record is not None and record.exists():
         kept = json.loads(record.read_text(encoding="utf-8"))
-        if kept.pop("settings") == settings:
+        if _as_written_now(kept.pop("settings")) == settings:
             return Result(**kept)
     result = _measured(kind, name, run)
     if record is not None:
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps({"settings": settings, **asdict(result)}, indent=1), encoding="utf-8")
     return result
+
+
+def _as_written_now(settings: str) -> str | None:
+    """A run as it would be written today, with settings that are new since at their defaults; None where it is none any
+    more."""
+    try:
+        return dump_run(parse_run(settings))
+    except TwoTowerError:
+        return None
 
 
 def _measured(kind: Kind, name: str, run: Run) -> Result:

@@ -196,7 +196,7 @@ def test_draws_follow_the_target(name: str, facts: Facts, look: RunLook) -> None
     """7000 independent chains after enough steps (by the kernel TV is below 0.0005), 20 seeds; a target that is off by
     5% fails."""
     half = {"MetropolisHastings": 20, "Gibbs": 2, "MCNS": 12}[name]
-    chain, batch = ready(name, facts, 3500, steps=half, burn_in=half), batch_of([0, 1])
+    chain, batch = ready(name, facts, 5000, steps=half, burn_in=half), batch_of([0, 1])
     pi = torch.tensor(target(), dtype=torch.float64)
     found = []
     for seed in range(20):
