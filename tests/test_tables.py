@@ -158,7 +158,7 @@ def met(t: Table, rows: list[int]) -> Table:
 
 def values_table(settings: TableSettings) -> Table:
     torch.manual_seed(0)
-    return Table(ROWS, DIM, settings, of_values=True).double()
+    return Table(ROWS, DIM, settings, of="values").double()
 
 
 def test_rows_never_met_settle_at_the_mean_of_those_met() -> None:

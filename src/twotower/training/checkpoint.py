@@ -60,7 +60,7 @@ def load(folder: Path, modules: nn.Module, optimiser: torch.optim.Optimizer | No
     _fill(folder, modules, {n.removeprefix("modules."): v for n, v in tensors.items() if n.startswith("modules.")})
     if optimiser is not None:
         found = {n.removeprefix("optimiser."): v for n, v in tensors.items() if n.startswith("optimiser.")}
-        _load_optimiser(folder, optimiser, found)
+        fill_optimiser(folder, optimiser, found)
     return state
 
 
@@ -70,6 +70,17 @@ def load_part(folder: Path, name: str, module: nn.Module) -> None:
     prefix = f"modules.{name}."
     tensors = _read_tensors(_newest(folder))
     _fill(folder, module, {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
+
+
+def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A checkpoint's tensors by name: those of the modules, and those of the dense optimiser. Raises ArtifactError as
+    ``load`` does."""
+    tensors = _read_tensors(_newest(folder))
+    modules, optimiser = (
+        {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        for prefix in ("modules.", "optimiser.")
+    )
+    return modules, optimiser
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -137,7 +148,8 @@ def _optimiser_tensors(optimiser: torch.optim.Optimizer | None) -> dict[str, Ten
     }
 
 
-def _load_optimiser(folder: Path, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def fill_optimiser(folder: Path, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give a dense optimiser its saved state. Raises ArtifactError where it is of other parameters."""
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
