@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ArtifactError
 from ..part import Changes
 from .store import Store
-from .vocabulary import HashedVocabulary, Vocabulary
+from .vocabulary import Vocabulary
 
 
 def changes(old: Store, new: Store) -> Changes:
@@ -31,11 +31,9 @@ def changes(old: Store, new: Store) -> Changes:
         if isinstance(before, Vocabulary) and isinstance(after, Vocabulary):
             changed_R = _changed(before, after, new, name)
             table[name], start[name] = torch.from_numpy(changed_R), _buckets(before, after, changed_R)
-        elif isinstance(before, Vocabulary | HashedVocabulary) != isinstance(after, Vocabulary | HashedVocabulary) or (
-            old.encoders.table_sizes.get(name) != size
-        ):
+        elif old.encoders.table_sizes[name] != size:
             raise ArtifactError(
-                f"{new.path}: table {name!r} has {size} rows, expected the {old.encoders.table_sizes.get(name)} of "
+                f"{new.path}: table {name!r} has {size} rows, expected the {old.encoders.table_sizes[name]} of "
                 f"{old.path}: its rows are no list of values, so it can't grow"
             )
         else:
