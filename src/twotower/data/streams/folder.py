@@ -45,7 +45,7 @@ class Folder:
             yield Arrival(
                 name=name,
                 interactions=[self._file(file) for file in files],
-                position={"source": _SOURCE, "files": dict(sorted(bytes_of.items()))},
+                position={"source": _SOURCE, "files": dict(bytes_of)},
             )
 
     def _file(self, name: str) -> File:
@@ -72,18 +72,23 @@ class Folder:
         root = Path(self.path)
         if not root.is_dir():
             raise DataError(f"{self.path}: there is no such folder")
-        whole = [
-            path
-            for path in root.rglob("*")
-            if not _is_unfinished(path.relative_to(root)) and path.is_file() and path.stat().st_size
-        ]
+        bytes_of = {path: _bytes(path) for path in root.rglob("*") if not _is_unfinished(path.relative_to(root))}
+        whole = [path for path, n_bytes in bytes_of.items() if n_bytes]
         files = [path for path in whole if kind_of(path) not in (None, ".txt")]
         if whole and not files and not anything_read:
             names = listed(sorted(str(path.relative_to(root)) for path in whole), most=5)
             raise DataError(
                 f"{self.path}: no readable file in the folder (files in it: {names}); supported: {SUPPORTED}"
             )
-        return {path.relative_to(root).as_posix(): path.stat().st_size for path in sorted(files)}
+        return {path.relative_to(root).as_posix(): bytes_of[path] for path in sorted(files)}
+
+
+def _bytes(path: Path) -> int:
+    """Of a file; 0 for what is none, or is gone by now."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:
+        return 0
 
 
 def _is_unfinished(path: Path) -> bool:
