@@ -40,6 +40,7 @@ from .column_files import ArrayFile, ColumnsWriter
 from .columns import Column, RaggedArray
 from .encoders import Encoders, EncodersFit
 from .events import Events, Group, Kept
+from .life import GivenLives, event_span, lives, n_outside
 from .order import BLOCK_EVENTS, Order, in_order, taken
 from .raw_columns import column_types
 from .readers import Source, chunks, naming, reads_once
@@ -132,6 +133,7 @@ class _Ingest:
         self._events = Events(schema, self._groups_of(sources), (self._query, self._item), self._types)
         self._missing: dict[str, list[int]] = {}
         self._arrays: dict[str, Any] = {"query_item_row": None}
+        self._given = GivenLives(schema.life)
 
     def _groups_of(self, sources: _Sources) -> list[Group]:
         given = sources.valid is not None or sources.test is not None
@@ -167,7 +169,8 @@ class _Ingest:
         self._write_in_order("event", event, order)
         self._write_in_order("context", context, order)
         self._write_catalogues(encoders)
-        report = self._report(encoders, event, order)
+        n_outside_life = self._write_lives(event)
+        report = self._report(encoders, event, order, n_outside_life)
         del event, context  # their files go now
         self._publish(order, report)
         return report
@@ -215,6 +218,8 @@ class _Ingest:
             for table, start, where in side.tables():
                 with naming(where):
                     writer.append(self._encoded(encoders, side.name, table))
+                    if side is self._item:
+                        self._given.append(table)
                 self._say(f"encoding {side.tally.name}", start + len(table))
             self._arrays[side.name] = writer.close()
 
@@ -289,12 +294,28 @@ class _Ingest:
             own.append(self._item.vocabulary.rows(self._query.vocabulary.ids()).astype(np.int32))
             self._arrays["query_item_row"] = own.close()
 
+    def _write_lives(self, event: dict[str, Any]) -> int:
+        """When each item is live, where the schema says that they come and go; how many events are outside."""
+        life, vocabulary = self._schema.life, self._item.vocabulary
+        if life is None:
+            return 0
+        assert vocabulary is not None  # there are events
+        first_us_M, last_us_M = event_span(event["item_row"], event["time_us"], self._item.n)
+        since_us_M, until_us_M = lives(
+            life, vocabulary.ids(), first_us_M, last_us_M, *self._given.moments(self._item.n)
+        )
+        for name, moment_M in (("since_us", since_us_M), ("until_us", until_us_M)):
+            file = ArrayFile(self._folder / f"{name}.bin")
+            file.append(moment_M)
+            self._arrays[name] = file.close()
+        return n_outside(event["item_row"], event["time_us"], since_us_M, until_us_M)
+
     def _groups(self) -> tuple[GroupReport, ...]:
         tallies = [group.tally for group in self._events.groups]
         tallies += [side.tally for side in (self._query, self._item) if side.source is not None]
         return tuple(tally.report() for tally in tallies)
 
-    def _report(self, encoders: Encoders, event: dict[str, Any], order: Order) -> IngestReport:
+    def _report(self, encoders: Encoders, event: dict[str, Any], order: Order, n_outside_life: int) -> IngestReport:
         n_events = len(order.order)
         n_shown = n_events - int(np.asarray(event["taken"])[order.order].sum()) if "taken" in event else 0
         return IngestReport(
@@ -309,6 +330,7 @@ class _Ingest:
             missing=self._missing,
             collisions=encoders.collisions(),
             conflicts={**self._query.conflicts, **self._item.conflicts},
+            n_outside_life=n_outside_life,
             seconds=time.monotonic() - self._started,
         )
 

@@ -65,6 +65,8 @@ class IngestReport:
     conflicts: dict[str, int]
     """By ``side.column`` taken from the interactions: events whose value is another one than the first of their id,
     which is kept."""
+    n_outside_life: int
+    """Events whose item was not live at their time (``schema.life``); they stay."""
     seconds: float
 
     def render(self) -> str:
@@ -73,7 +75,9 @@ class IngestReport:
         shown = f" ({self.n_shown:,} shown and not taken)" if self.n_shown else ""
         lines += [f"events       {self.n_events:,}{shown}"]
         lines += [f"queries      {self.n_queries:,} ({self.queries_with_events:,} with events)"]
-        lines += [f"items        {self.n_items:,} ({self.items_with_events:,} with events)", ""]
+        lines += [f"items        {self.n_items:,} ({self.items_with_events:,} with events)"]
+        lines += [f"             {self.n_outside_life:,} events outside their item's life"] * bool(self.n_outside_life)
+        lines += [""]
         lines += _render_groups(self.groups)
         missing = [[name, f"{n:,}", f"{n / max(of, 1):.1%}"] for name, (n, of) in self.missing.items() if n]
         if missing:
