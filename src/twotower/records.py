@@ -190,7 +190,7 @@ class Batch:
     """[B] which items each query may be offered; None where all are, always."""
 
     def closed(self, row: Tensor, at: slice = slice(None)) -> Tensor:
-        """[b, K] whether queries ``at`` of the batch are not to be offered their rows: known to be liked, or not live."""
+        """[b, K] whether queries ``at`` of the batch are not to be offered their rows: known, or not live."""
         start, stop, _ = at.indices(len(self.query_B))
         is_known = self.known.slice(start, stop).holds(row)
         return is_known if self.live is None else is_known | self.live.slice(start, stop).gone(row)

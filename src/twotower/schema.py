@@ -263,13 +263,13 @@ class Interactions:
 class Life:
     """When an item is there to be offered: since <= t < until.
 
-    ``since`` and ``until`` name columns of moments (timestamps, ISO text, or numbers in ``unit`` since 1970) in the item
-    file, or repeated in the interactions. An item without ``since`` lives from its first event on, or always where it
-    has none; one without ``until`` does not end. ``idle_days`` ends it so many days after its last event that is known,
-    of an item without events after its ``since``; of two ends the earlier one counts.
+    ``since`` and ``until`` name columns of moments (timestamps, ISO text, or numbers in ``unit`` since 1970) of the item
+    file, or of the interactions where they repeat them. Without ``since`` an item lives from its first event on, or
+    always where it has no event; without ``until`` it does not end. ``idle_days`` ends it so many days after the last
+    event that is known of it, or after its ``since`` where there is none since then; of two ends the earlier counts.
 
-    An item that is not live at the time of an event is no negative of that event, in no evaluation of that time a
-    candidate, and what is not live at the end of the data is not recommended.
+    An item that is not live at the time of an event is no negative of it, it is no candidate in an evaluation of that
+    time, and what is not live at the end of the data is not recommended.
     """
 
     since: str | None = None

@@ -366,17 +366,14 @@ class Lines:
 
     def excluded_at(self, start: int, stop: int) -> Tensor:
         """Flat positions in the [C, N + K] tile of candidates that lines ``start`` to ``stop`` must not see."""
-        if self.excluded is None:
-            listed = self.query_L.new_empty(0)
-        else:
-            listed = self._places_of(self.excluded, start, stop)
-        if self.live is None:
-            return listed
-        gone_CW = self._gone(self.live.slice(start, stop), start, stop)
+        nothing = self.query_L.new_empty(0)
+        listed = nothing if self.excluded is None else self._places_of(self.excluded, start, stop)
+        gone_CW = None if self.live is None else self._gone(self.live.slice(start, stop), start, stop)
         if gone_CW is None:
             return listed
-        kept = listed if self.excluded is not None else self._places_of(self._positives(), start, stop)
-        return torch.cat([listed, gone_CW.flatten().index_fill_(0, kept, False).nonzero()[:, 0]])
+        # A line's own positive stays where it is summed over. (Where it is not, it is listed.)
+        others = listed if self.excluded is not None else self._places_of(self._positives(), start, stop)
+        return torch.cat([listed, gone_CW.flatten().index_fill_(0, others, False).nonzero()[:, 0]])
 
     def _gone(self, live: LiveAt, start: int, stop: int) -> Tensor | None:
         """[C, N + K] candidates that are not live for their line; None where all are. Only columns that are not live

@@ -31,9 +31,9 @@ def batch_recall(
 
     The pairs of ``truth`` are shuffled by ``seed`` and dealt into batches; those that fill no batch are left out, as a
     smaller one would be easier. A pair's item competes with the other distinct items of its batch, without those that
-    are true for the query as well, those in its list of ``seen`` and those not ``live`` for it: to rank these above it is no mistake. Items of
-    equal score stand in random order, and the value is the expectation over it: of ``e`` tied items, the pair's own
-    among them, after ``a`` greater ones, it is ``clamp((k - a) / e, 0, 1)``.
+    are true for the query as well, those in its list of ``seen`` and those not ``live`` for it: to rank these above it
+    is no mistake. Items of equal score stand in random order, and the value is the expectation over it: of ``e`` tied
+    items, the pair's own among them, after ``a`` greater ones, it is ``clamp((k - a) / e, 0, 1)``.
 
     Returns ``batch_recall@k`` for each k, nan where no batch is full. Every pair counts alike, so a query with many
     items counts often: it is no mean over queries.

@@ -70,7 +70,8 @@ class Pooled(Sampler):
     """What another sampler offers, as chosen or weighed for each query by the scores of the current model.
 
     ``of`` draws the pool: its own candidates for each query, or shared ones for all to choose from. What a query is
-    known to like, and what is not live at its time, is never chosen. The choice has no density, so it goes with losses that are not corrected.
+    known to like, and what is not live at its time, is never chosen. The choice has no density, so it goes with losses
+    that are not corrected.
 
     A subclass says in ``choose`` which places of a pool are taken.
     """

@@ -24,10 +24,10 @@ class RankWindow(Sampler):
         count_u(i) = n / (last - first + 1) for the items there, 0 for all others
 
     Ranked are the scores of the current query vector with a snapshot of all item vectors, without what the query is
-    known to like and what is not live at its time. The snapshot is of the model as it is before step ``after`` + 1, and taken anew every
-    ``refresh_every`` steps; the first ``after`` steps have no candidates from here. Ranks before ``first`` are left
-    out because they hold too many positives nobody knows of. Where a query has fewer than ``last`` items to rank, its
-    window ends there, and holds all the same n, or all there are.
+    known to like and what is not live at its time. The snapshot is of the model as it is before step ``after`` + 1, and
+    taken anew every ``refresh_every`` steps; the first ``after`` steps have no candidates from here. Ranks before
+    ``first`` are left out because they hold too many positives nobody knows of. Where a query has fewer than ``last``
+    items to rank, its window ends there, and holds all the same n, or all there are.
 
     Hard candidates alone train worse than random ones alone: take a hundred easy ones for each, as in
     ``Uniform(100, per_query=True) + RankWindow(1)``. Alone, no positive ever has a chance to be drawn, so losses that

@@ -161,10 +161,7 @@ class SRNS(Sampler):
         n_places, size = self.pool_QP.shape[1], self.memory_QS.shape[1]
         device, shape = query_B.device, (len(query_B), n_places)
         place_P = torch.arange(n_places, device=device)
-        if self.whole:
-            row_BP = place_P.expand(shape)
-        else:
-            row_BP = self.live.draw(shape, rng).to(device)[first_B]
+        row_BP = place_P.expand(shape) if self.whole else self.live.draw(shape, rng).to(device)[first_B]
         memory_BS = uniform(shape, rng, device)[first_B].topk(size, 1).indices
         at_B = query_B.clamp(min=0)
         visits_B = self.visits_Q[at_B].long().masked_fill(query_B < 0, 0)

@@ -104,8 +104,8 @@ class Uniform(Law):
     """n items of the catalogue, each equally likely: expected count n / M, with ``unique`` too; M counts those that are
     live in the period that is trained on.
 
-    Nothing is kept an item, unless ``unique`` or where some are not live. Choose it first: it is what evens out the popular items that a batch
-    brings, and what a softmax over the catalogue is estimated with.
+    Nothing is kept an item, unless ``unique`` or where some are not live. Choose it first: it is what evens out the
+    popular items that a batch brings, and what a softmax over the catalogue is estimated with.
     """
 
     live: LiveRows = field(init=False)

@@ -112,8 +112,8 @@ class Retriever:
         """The k best items for a query given by its raw columns, such as ``{"user_id": "u1"}``.
 
         A known id brings its stored attributes and history; columns in the query replace them, and ``history`` (a list
-        of item ids, oldest first) replaces the history. Only items that are live at the end of the data are recommended (``schema.life``); fewer
-        than k come back only where there are no more.
+        of item ids, oldest first) replaces the history. Only items that are live at the last event are recommended;
+        fewer than k come back only where there are no more.
 
         Raises DataError for an unknown column, a value of the wrong type, or a query of which nothing is known.
         """
