@@ -263,7 +263,7 @@ class Interactions:
 class Life:
     """When an item is there to be offered: since <= t < until.
 
-    ``since`` and ``until`` name columns of moments (timestamps, ISO text, or numbers in ``unit`` since 1970) of the item
+    ``since`` and ``until`` name columns of moments (timestamps, ISO text or numbers in ``unit`` since 1970) of the item
     file, or of the interactions where they repeat them. Without ``since`` an item lives from its first event on, or
     always where it has no event; without ``until`` it does not end. ``idle_days`` ends it so many days after the last
     event that is known of it, or after its ``since`` where there is none since then; of two ends the earlier counts.
