@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..part import Events, Facts
-from ..records import Batch, Features, Ragged, running_sum, spans
+from ..records import Batch, Features, LiveAt, Ragged, running_sum, spans
 from ..schema import History, Id, Schema, table_of
+from .life import lives_of, period_of
 from .store import Store
 from .thinning import ThinnedEvents, Thinning
 
@@ -223,6 +224,8 @@ class TrainingBatches:
         self.event_item = torch.from_numpy(item.astype(np.int64))
         self.event_weight = torch.from_numpy(weight.astype(np.float32))
         self.event_us = time_us
+        self.lives = lives_of(store)
+        self.period = period_of(store, events)
         self.pairs = group_pairs(query, item, weight, time_us, store.n_queries)
         self.known = self._with_self(query, item, weight, time_us)
         self.histories = Histories(store, events)
@@ -287,6 +290,7 @@ class TrainingBatches:
             shown=self._never_taken(self.shown),
             passed_over=self._never_taken(passed_over(self.store, self.events, self.shown)),
             events=Events(item_E=item, features=self._features_of),
+            live_M=torch.zeros(0, dtype=torch.bool) if self.lives is None else self.lives.during(*self.period),
         )
 
     def _never_taken(self, shown: np.ndarray) -> Ragged:
@@ -346,6 +350,7 @@ class TrainingBatches:
             of_P=of_P,
             weight_P=self.pairs.weight.index_select(0, at) * self.query_weight_Q[query_B].index_select(0, of_P),
             known=Ragged(offset=offset, value=item_P) if same else self.known.items(query_B),
+            live=self._live_throughout(len(query_B)),
         )
 
     def of_events(self, index: Tensor) -> Batch:
@@ -364,6 +369,7 @@ class TrainingBatches:
                 of_P=of_P[by_query],
                 weight_P=weight_P[by_query],
                 known=known,
+                live=self._live_throughout(len(query_B)),
             )
         return Batch(
             query=self.features_at(index, query_P),
@@ -372,7 +378,19 @@ class TrainingBatches:
             of_P=torch.arange(len(index)),
             weight_P=weight_P,
             known=self._known_at(index, query_P, item_P),
+            live=self._live_at(index),
         )
+
+    def _live_at(self, index: Tensor) -> LiveAt | None:
+        """What is live at the moment of each event."""
+        if self.lives is None or self.event_us is None:
+            return self._live_throughout(len(index))
+        time_us = torch.from_numpy(self.event_us[index.numpy()])
+        return LiveAt(lives=self.lives, first_us_n=time_us, last_us_n=time_us)
+
+    def _live_throughout(self, n: int) -> LiveAt | None:
+        """What is live at some moment of the events that are trained on: for lines that are of no single moment."""
+        return None if self.lives is None else LiveAt.throughout(self.lives, *self.period, n)
 
     def features_at(self, index: Tensor, query_P: Tensor) -> Features:
         """Query and context features of events, histories cut strictly before each."""

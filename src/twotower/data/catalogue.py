@@ -77,6 +77,8 @@ class Side:
         self._attributes: dict[str, pa.ChunkedArray] = {}
         in_file = [] if source is None else column_names(source, where=self.tally.name)
         groups = column_groups(list(self.features.values()))
+        if is_item and schema.life is not None:
+            groups += [(column,) for column in schema.life.columns if (column,) not in groups]
         self._from_file = [column for group in groups for column in group if column in in_file]
         ids = {self.id_column, self.key}
         self._from_id = [c for group in groups for c in group if c not in in_file and c in ids]

@@ -40,6 +40,7 @@ from .column_files import ArrayFile, ColumnsWriter, Tree, open_array
 from .columns import Column, RaggedArray, taken
 from .encoders import Encoders, EncodersFit, Gone, Waiting
 from .events import Events, Group, Kept
+from .life import GivenLives, event_span, lives, n_outside
 from .order import BLOCK_EVENTS, days_of, in_order
 from .raw_columns import column_types
 from .readers import Source, chunks, naming, reads_once
@@ -140,6 +141,7 @@ class Ingest:
         self._in_buckets: dict[str, list[int]] = {}
         self._waiting: Waiting = {}
         self._arrays: dict[str, Any] = {"query_item_row": None}
+        self._given = GivenLives(schema.life)
 
     def _side(self, name: str, source: Source | None) -> Side:
         return Side(name, self._schema, source, self._types)
@@ -175,8 +177,9 @@ class Ingest:
         event, context = self._encode_events(encoders, n_kept)
         self._write_events(event, context)
         self._write_catalogues(encoders, event)
+        n_outside_life = self._write_lives()
         del event, context  # their files go now
-        report = self._report(encoders)
+        report = self._report(encoders, n_outside_life)
         self._publish(report)
         return report
 
@@ -251,6 +254,8 @@ class Ingest:
             for table, start, where in side.tables():
                 with naming(where):
                     writer.append(self._encoded(encoders, side.name, table))
+                    if side is self._item:
+                        self._given.append(table)
                 self._say(f"encoding {side.tally.name}", start + len(table))
             self._arrays[side.name] = writer.close()
 
@@ -387,13 +392,32 @@ class Ingest:
         """How many numbers items ever had."""
         return self._item.n
 
+    def _written_events(self) -> dict[str, Any]:
+        """The columns of the events as they lie in the new store."""
+        return {name: open_array(self._folder, leaf) for name, leaf in self._arrays["event"].items()}
+
+    def _write_lives(self) -> int:
+        """When each item is live, where the schema says that they come and go; how many events are outside."""
+        life, vocabulary = self._schema.life, self._item.vocabulary
+        if life is None:
+            return 0
+        assert vocabulary is not None  # there are events
+        event = self._written_events()
+        first_us_M, last_us_M = event_span(event["item_row"], event["time_us"], self._item.n)
+        since_us_M, until_us_M = lives(
+            life, vocabulary.ids(), first_us_M, last_us_M, *self._given.moments(self._item.n)
+        )
+        for name, moment_M in (("since_us", since_us_M), ("until_us", until_us_M)):
+            self._arrays[name] = self._written(name, moment_M)
+        return n_outside(event["item_row"], event["time_us"], since_us_M, until_us_M)
+
     def _groups(self) -> tuple[GroupReport, ...]:
         tallies = [group.tally for group in self._events.groups]
         tallies += [side.tally for side in (self._query, self._item) if side.source is not None]
         return tuple(tally.report() for tally in tallies)
 
-    def _report(self, encoders: Encoders) -> IngestReport:
-        event = {name: open_array(self._folder, leaf) for name, leaf in self._arrays["event"].items()}
+    def _report(self, encoders: Encoders, n_outside_life: int) -> IngestReport:
+        event = self._written_events()
         n_events = len(event["item_row"])
         n_shown = n_events - int(np.sum(event["taken"])) if "taken" in event else 0
         return IngestReport(
@@ -410,6 +434,7 @@ class Ingest:
             collisions=encoders.collisions(),
             conflicts={**self._query.conflicts, **self._item.conflicts},
             growth=self._growth(),
+            n_outside_life=n_outside_life,
             seconds=time.monotonic() - self._started,
         )
 

@@ -99,6 +99,8 @@ class IngestReport:
     conflicts: dict[str, int]
     """By ``side.column`` taken from the interactions: events whose value is another one than the first of their id,
     which is kept."""
+    n_outside_life: int
+    """Events whose item was not live at their time (``schema.life``); they stay."""
     in_buckets: dict[str, list[int]]
     """By ``side.feature`` with an exact vocabulary: values without a row of their own, values."""
     growth: Growth | None = None
@@ -112,6 +114,7 @@ class IngestReport:
         lines += [f"events       {self.n_events:,}{shown}"]
         lines += [f"queries      {self.n_queries:,} ({self.queries_with_events:,} with events)"]
         lines += [f"items        {self.n_items:,} ({self.items_with_events:,} with events)"]
+        lines += [f"             {self.n_outside_life:,} events outside their item's life"] * bool(self.n_outside_life)
         lines += [] if self.growth is None else self.growth.render()
         lines += [""]
         lines += _render_groups(self.groups)

@@ -97,6 +97,10 @@ class Store:
     """The days that have events, in order; empty without a time."""
     query_item_row: NDArray[np.int32] | None
     """[n_queries] where query ids are item ids: the item row of each query, -1 for none."""
+    since_us: NDArray[np.int64] | None = None
+    """[n_items] when each item's life starts (``data.life``); None where the schema declares no ``life``."""
+    until_us: NDArray[np.int64] | None = None
+    """[n_items] when it ends: live where ``since_us <= t < until_us``."""
 
     def taken_events(self) -> NDArray[np.int64]:
         """The events that say what a query likes, in order: all but impressions."""
@@ -157,6 +161,8 @@ def _opened(folder: Path, manifest: Tree) -> Store:
         item_seen_us=array(arrays["catalogue"].get("item_seen_us")),
         days=tuple(Day(date.fromisoformat(day), start, stop) for day, start, stop in manifest["days"]),
         query_item_row=array(arrays["query_item_row"]),
+        since_us=array(arrays.get("since_us")),
+        until_us=array(arrays.get("until_us")),
     )
 
 

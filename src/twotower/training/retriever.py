@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -17,10 +18,11 @@ from ..data.arrow import did_you_mean
 from ..data.batches import Histories, id_rows, mean_of
 from ..data.files import listed
 from ..data.held_out import HeldOut, seen_pairs
+from ..data.life import lives_of, period_of
 from ..data.store import Store
 from ..errors import ArtifactError, DataError
 from ..evaluation import top_k
-from ..records import Features, Ragged
+from ..records import Features, LiveAt, Ragged
 from ..schema import History, Id, Schema, table_of
 from ..towers import TwoTower
 from . import checkpoint
@@ -73,6 +75,7 @@ class Retriever:
         self._item_MD: Tensor | None = None
         self._seen: Ragged | None = None
         self._histories: Histories | None = None
+        self._live = _live_at_end(store)
 
     @staticmethod
     def open(folder: str | Path, which: str = BEST) -> Retriever:
@@ -109,7 +112,8 @@ class Retriever:
         """The k best items for a query given by its raw columns, such as ``{"user_id": "u1"}``.
 
         A known id brings its stored attributes and history; columns in the query replace them, and ``history`` (a list
-        of item ids, oldest first) replaces the history. Fewer than k come back only where the catalogue has no more.
+        of item ids, oldest first) replaces the history. Only items that are live at the last event are recommended;
+        fewer than k come back only where there are no more.
 
         Raises DataError for an unknown column, a value of the wrong type, or a query of which nothing is known.
         """
@@ -122,7 +126,7 @@ class Retriever:
         with torch.no_grad():
             query_1D = self.towers.encode_query(to_device(features, self.towers.device), served=True)
         exclude = self._seen_of(row) if filter_seen else self._itself(row)
-        best = top_k(query_1D, self.item_MD, min(k, self.store.n_items), exclude=exclude)
+        best = top_k(query_1D, self.item_MD, min(k, self.store.n_items), exclude=exclude, live=self._live)
         rows = [r for r in best.row_Qk[0].tolist() if r >= 0]
         ids = self.store.item_vocabulary.ids().take(pa.array(rows, pa.int64())).to_pylist()
         return [Recommendation(item=i, score=s) for i, s in zip(ids, best.score_Qk[0].tolist(), strict=False)]
@@ -220,6 +224,13 @@ class Retriever:
 def _all_seen(store: Store) -> Ragged:
     pairs = seen_pairs(store, store.taken_events())
     return Ragged(offset=pairs.offset, value=pairs.item)
+
+
+def _live_at_end(store: Store) -> LiveAt | None:
+    """What may be recommended to one query: items that are live at the last event."""
+    lives = lives_of(store)
+    _, end_us = period_of(store, np.arange(max(store.n_events - 1, 0), store.n_events))  # events rise by time
+    return None if lives is None else LiveAt.throughout(lives, end_us, end_us, 1)
 
 
 def _is_exact(feature: Id) -> bool:
