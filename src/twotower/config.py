@@ -168,6 +168,44 @@ class Evaluation:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """How a trained model goes on with what arrived since (``twotower update``)."""
+
+    epochs: float = 4.0
+    """Passes over what arrived and the earlier events drawn with it, at most; the best one on what is held out stays."""
+    replay: float = 4.0
+    """Earlier events that are trained on again, drawn anew each time, for every event that arrived."""
+    rate: float = 1.0
+    """Factor of all learning rates, which stay constant over an update."""
+    patience: int | None = 1
+    """Validations, one a pass, without a better ``training.metric`` after which an update stops."""
+    valid: float = 0.1
+    """Share of what arrives that is held out for good: no update trains on it, and what stays is decided by it."""
+    valid_days: float = 14.0
+    """Only what was held out in so many days before the newest event is asked for."""
+    min_recall_ratio: float = 0.9
+    """An update stays where ``training.metric`` on what is held out is at least so many times what it was before;
+    otherwise the model stays as it was, and what arrived is trained on with the next update."""
+    evict_idle_days: float | None = None
+    """Days without an event after which an item leaves the catalogue, with its events, and its row is used again."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("epochs", self.epochs), ("rate", self.rate), ("valid_days", self.valid_days)):
+            _require(0 < value < math.inf, f"update.{name}: found {value}, expected a positive number")
+        for name, value in (("replay", self.replay), ("min_recall_ratio", self.min_recall_ratio)):
+            _require(0 <= value < math.inf, f"update.{name}: found {value}, expected 0 or more")
+        _require(0 <= self.valid < 1, f"update.valid: found {self.valid}, expected a share from 0 to less than 1")
+        _require(
+            self.patience is None or self.patience >= 1,
+            f"update.patience: found {self.patience}, expected at least 1",
+        )
+        _require(
+            self.evict_idle_days is None or self.evict_idle_days > 0,
+            f"update.evict_idle_days: found {self.evict_idle_days}, expected a positive number of days",
+        )
+
+
 Choice = bool | int | float | str | tuple[bool | int | float | str, ...]
 """A value that can be listed; to choose between tables, such as losses, make each an ``Arm``."""
 
@@ -248,6 +286,7 @@ class Run:
     loss: Loss = field(default_factory=SampledSoftmax)
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    update: Update = field(default_factory=Update)
     tune: Tune | None = None
 
     def __post_init__(self) -> None:

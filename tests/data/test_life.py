@@ -229,8 +229,7 @@ def test_laws_may_draw_what_is_live_in_the_period_and_holds_an_item() -> None:
 def with_free_rows(store: Store) -> Store:
     """The last row holds no item any more."""
     number = np.array([*range(store.n_items - 1), -1])
-    return cast(Store, SimpleNamespace(**{n: getattr(store, n) for n in store.__dataclass_fields__}, item_number=number,
-                                       taken_events=store.taken_events))  # fmt: skip
+    return replace(store, item_number=number)
 
 
 def test_a_row_without_an_item_is_never_live() -> None:

@@ -139,8 +139,7 @@ def lives_of(store: Store) -> Lives | None:
 
     A row of the catalogue that holds no item never is, whether or not the schema declares a life.
     """
-    item_number_M: NDArray[np.int64] | None = getattr(store, "item_number", None)
-    is_free_M = np.zeros(store.n_items, bool) if item_number_M is None else np.asarray(item_number_M) < 0
+    is_free_M = np.asarray(store.item_number) < 0
     if store.since_us is None or store.until_us is None:
         if not is_free_M.any():
             return None
