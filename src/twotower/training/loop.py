@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -238,19 +238,41 @@ def trained_events(part_E: np.ndarray, *names: str) -> tuple[np.ndarray, np.ndar
     return np.flatnonzero(np.isin(part_E, parts)), np.flatnonzero(np.isin(part_E - SHOWN, parts))
 
 
-def batches_of(run: Run, store: Store, events: np.ndarray, shown: np.ndarray | None, *, seed: int) -> TrainingBatches:
-    """The run's batches of these events, with impressions that were not taken."""
+def batches_of(
+    run: Run,
+    store: Store,
+    events: np.ndarray,
+    shown: np.ndarray | None,
+    *,
+    seed: int,
+    known: np.ndarray | None = None,
+) -> TrainingBatches:
+    """The run's batches of these events, with impressions that were not taken, and what else is known."""
     training = run.training
     return TrainingBatches(
         store,
         events,
         batch_of=training.batch_of,
         batch_size=training.batch_size,
+        known=known,
         shown=shown,
         query_weight=training.query_weight,
         thin=training.thin,
+        order=training.order,
         seed=seed,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a stretch of training begins that goes on with a model, instead of making one."""
+
+    fill: Callable[[Model, torch.optim.Optimizer | None], None]
+    """Brings the state of the model and of its dense optimiser, both just made, to what it is to begin with."""
+    step: int
+    """The model's steps before. Numbers go on from there, and with them what is drawn: no seed comes twice."""
+    rate: float = 1.0
+    """Factor of all learning rates, over that of the schedule."""
 
 
 def _check_idle(run: Run, steps: int) -> None:
@@ -265,7 +287,14 @@ def _check_idle(run: Run, steps: int) -> None:
 
 
 class Loop:
-    """State of one stretch of training."""
+    """State of one stretch of training.
+
+    ``events`` are trained on, ``known`` (by default the same) are what its queries are known to like. With ``start``
+    the stretch goes on with a model's state at its global step: steps are numbered from there on, and epochs of
+    batches too, so that neither draws nor orders repeat those of an earlier stretch with the same seed. The schedule
+    of learning rates, ``training.epochs`` and what is reported as epochs are of this stretch alone, and nothing
+    is observed ahead of it.
+    """
 
     def __init__(
         self,
@@ -277,16 +306,20 @@ class Loop:
         folder: Path | None,
         *,
         shown: np.ndarray | None = None,
+        known: np.ndarray | None = None,
+        start: Start | None = None,
     ) -> None:
         training = run.training
         self.run, self.store, self.questions, self.recorder, self.folder = run, store, questions, recorder, folder
-        self.batches = batches_of(run, store, events, shown, seed=training.seed)
+        self.batches = batches_of(run, store, events, shown, known=known, seed=training.seed)
         torch.manual_seed(training.seed)
         self.model = Model(run, store, self.batches.facts()).to(training.device)
         self.stepper = Stepper(self.model, training)
         check_metric_of(training)
         self.scheduled_steps = max(round(training.epochs * self.batches.steps_per_epoch), 1)
-        _check_idle(run, self.scheduled_steps)
+        self.start = start
+        self.first_step = 0 if start is None else start.step
+        _check_idle(run, self.first_step + self.scheduled_steps)
         self.every = max(round(training.validate_every * self.batches.steps_per_epoch), 1)
         self.history: list[dict[str, float]] = []
         self.best_metric: float | None = None
@@ -296,15 +329,20 @@ class Loop:
 
     def run_to(self, epochs: float) -> Fit:
         """Train for ``epochs`` of the schedule, or until patience ends."""
-        stop = min(max(round(epochs * self.batches.steps_per_epoch), 1), self.scheduled_steps)
-        self.recorder.begin("train" if self.questions is not None else "train on all", stop)
+        steps = min(max(round(epochs * self.batches.steps_per_epoch), 1), self.scheduled_steps)
+        stop = self.first_step + steps
+        name = "train" if self.questions is not None else "train on all"
+        self.recorder.begin(name, stop, first_step=self.first_step)
         self.model.train()
-        step, started = 0, time.perf_counter()
-        self._burn_in()
+        step, started = self.first_step, time.perf_counter()
+        if self.start is None:
+            self._burn_in()
+        else:
+            self.start.fill(self.model, self.stepper.optimiser)
         try:
-            for step, batch in enumerate(self._stream(stop), start=1):
+            for step, batch in enumerate(self._stream(steps), start=self.first_step + 1):
                 self._step(step, batch)
-                if self.questions is not None and (step % self.every == 0 or step == stop):
+                if self.questions is not None and ((step - self.first_step) % self.every == 0 or step == stop):
                     self.seconds += time.perf_counter() - started
                     with self.recorder.paused():
                         ended = self._validate(step)
@@ -322,7 +360,7 @@ class Loop:
         self._save(step, only_last=self.questions is not None)
         return Fit(
             model=self.model,
-            steps=step,
+            steps=step - self.first_step,
             epochs=self._epoch(step),
             seconds=self.seconds,
             best_epoch=self.best_epoch,
@@ -338,8 +376,8 @@ class Loop:
                 self.model.frequency.observe(batch.item_P.to(self.stepper.device))
             left, epoch = left - self.batches.steps_per_epoch, epoch - 1
 
-    def _stream(self, stop: int) -> Iterator[Batch]:
-        left, epoch = stop, 0
+    def _stream(self, steps: int) -> Iterator[Batch]:
+        left, epoch = steps, self.first_step  # at least as many as there were epochs
         while left > 0:
             for batch in self.batches.epoch(epoch):
                 yield batch
@@ -349,7 +387,9 @@ class Loop:
             epoch += 1
 
     def _step(self, step: int, batch: Batch) -> None:
-        rate = learning_rate(self.run.training, step - 1, self.scheduled_steps)
+        rate = learning_rate(self.run.training, step - self.first_step - 1, self.scheduled_steps)
+        if self.start is not None:
+            rate *= self.start.rate
         report = self.stepper(batch, step, rate, with_health=self.recorder.wants_health)
         temperature = getattr(self.model.loss, "current_temperature", lambda: None)()
         if isinstance(temperature, torch.Tensor):
@@ -357,7 +397,7 @@ class Loop:
         self.recorder.step(step, self._epoch(step), rate, report, temperature)
 
     def _epoch(self, step: int) -> float:
-        return step / self.batches.steps_per_epoch
+        return (step - self.first_step) / self.batches.steps_per_epoch
 
     def _validate(self, step: int) -> bool:
         """Measure, keep the best; True when patience has ended."""
@@ -391,7 +431,7 @@ class Loop:
             item_MD,
             questions.truth,
             seen=questions.seen,
-            item_count_M=self.batches.event_item.bincount(minlength=self.store.n_items),
+            item_count_M=_item_counts(self.store, self.batches.known_events),
             k=tuple(sorted({*self.run.evaluation.k, _k_of(self.run.training.metric)})),
             tail_max=self.run.evaluation.tail_max,
             head_share=self.run.evaluation.head_share,
@@ -444,13 +484,18 @@ def evaluate_retriever(
         retriever.item_MD,
         questions.truth,
         seen=questions.seen,
-        item_count_M=torch.from_numpy(np.bincount(store.item_row[trained], minlength=store.n_items)),
+        item_count_M=_item_counts(store, np.flatnonzero(trained)),
         k=run.evaluation.k,
         tail_max=run.evaluation.tail_max,
         head_share=run.evaluation.head_share,
         batch_recall=run.evaluation.batch_recall,
         baselines=baselines,
     )
+
+
+def _item_counts(store: Store, events: np.ndarray) -> torch.Tensor:
+    """[M] events of each item."""
+    return torch.from_numpy(np.bincount(store.item_row[events], minlength=store.n_items))
 
 
 def recommend(model: str | Path, query: dict[str, object], *, k: int = 10, filter_seen: bool = True) -> list[Any]:

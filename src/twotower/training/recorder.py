@@ -61,13 +61,13 @@ class Recorder:
         if self.board is not None:
             self.board.close()
 
-    def begin(self, name: str, total_steps: int) -> None:
-        """A new stretch of training with a bar of its own."""
+    def begin(self, name: str, last_step: int, *, first_step: int = 0) -> None:
+        """A new stretch of training with a bar of its own, after ``first_step`` steps."""
         self.flush()
         self.n_positives = self.n_alone = 0
         if self.task is not None:
             self.progress.remove_task(self.task)
-        self.task = self.progress.add_task(name, total=total_steps, note="")
+        self.task = self.progress.add_task(name, total=last_step, completed=first_step, note="")
 
     @property
     def wants_health(self) -> bool:
