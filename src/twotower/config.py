@@ -113,10 +113,16 @@ class Training:
     refit: bool = False
     """After the best number of epochs is known, train again on training and validation events."""
     tensorboard: bool = False
+    checkpoint_every_s: float = 600.0
+    """Wall time after which the state is saved, so that what is cut off goes on from there; 0 after each step."""
 
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.epochs), ("validate_every", self.validate_every)):
             _require(0 < value < float("inf"), f"training.{name}: found {value}, expected a positive number")
+        _require(
+            self.checkpoint_every_s >= 0,
+            f"training.checkpoint_every_s: found {self.checkpoint_every_s}, expected 0 or more seconds, inf for never",
+        )
         counts = {
             "batch_size": self.batch_size,
             "tile": self.tile,
