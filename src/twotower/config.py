@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from .data.batches import check_batches
+from .data.batches import BatchOf, Order, check_batches
 from .data.ingest import IngestReport, ingest
 from .data.splits import GivenSplit, LeaveLastOut, QuerySplit, Split, TimeSplit
 from .data.thinning import Thinning
@@ -75,7 +75,7 @@ class Data:
 class Training:
     """How the towers are trained."""
 
-    batch_of: Literal["pairs", "queries"] = "pairs"
+    batch_of: BatchOf = "pairs"
     """What is drawn: pairs of a query and an item, or queries with all their items."""
     batch_size: int = 4096
     """Pairs, or queries, of a batch."""
@@ -84,6 +84,8 @@ class Training:
     """The weight of a pair is multiplied by (its query's number of pairs) ** query_weight; -0.5 is usual, 0 is off."""
     thin: Thinning | None = None
     """Which events an epoch leaves out, drawn anew each time; for pairs. They stay known, so are never negatives."""
+    order: Order = "shuffled"
+    """Of an epoch of pairs: all of it shuffled, or day by day, oldest first, shuffled within each."""
     tables: TableOptimiser = field(default_factory=RowwiseAdagrad)
     """Moves the embedding tables."""
     dense: DenseOptimiser = field(default_factory=AdamW)
@@ -111,10 +113,16 @@ class Training:
     refit: bool = False
     """After the best number of epochs is known, train again on training and validation events."""
     tensorboard: bool = False
+    checkpoint_every_s: float = 600.0
+    """Wall time after which the state is saved, so that what is cut off goes on from there; 0 after each step."""
 
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.epochs), ("validate_every", self.validate_every)):
             _require(0 < value < float("inf"), f"training.{name}: found {value}, expected a positive number")
+        _require(
+            self.checkpoint_every_s >= 0,
+            f"training.checkpoint_every_s: found {self.checkpoint_every_s}, expected 0 or more seconds, inf for never",
+        )
         counts = {
             "batch_size": self.batch_size,
             "tile": self.tile,
@@ -294,7 +302,7 @@ class Run:
         _check_loss(self)
         _check_counts(self)
         _check_split(self)
-        check_batches(self.schema, self.training.batch_of, self.training.thin)
+        check_batches(self.schema, self.training.batch_of, self.training.thin, self.training.order)
         _require(
             self.training.query_weight == 0 or self.schema.interactions.query is not None,
             f"training.query_weight: found {self.training.query_weight}, but schema.interactions.query names no "

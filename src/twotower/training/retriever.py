@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ..config import Run, dump_run, load_run
+from ..config import Run, dump_run, load_run, parse_run, run_tree
 from ..data.arrow import did_you_mean
 from ..data.batches import Histories, id_rows, mean_of
 from ..data.files import listed
@@ -24,6 +23,7 @@ from ..errors import ArtifactError, DataError
 from ..evaluation import top_k
 from ..records import Features, LiveAt, Ragged
 from ..schema import History, Id, Schema, table_of
+from ..settings import Tree
 from ..towers import TwoTower
 from . import checkpoint
 from .step import to_device
@@ -270,9 +270,23 @@ def _unmentioned(schema: Schema, given: dict[str, object], stored: Features) -> 
 
 def save_run(run: Run, store: Store, folder: Path) -> None:
     """Write ``run.toml`` beside the checkpoints, the path of the store taken from there."""
-    assert run.data is not None
-    relative = os.path.relpath(store.path, folder)
-    text = dump_run(replace(run, data=replace(run.data, store=relative)))
     partial = folder / (RUN + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    shutil.move(partial, folder / RUN)
+    partial.write_text(dump_run(_seen_from(folder, run, store.path)), encoding="utf-8")
+    partial.replace(folder / RUN)
+
+
+def tree_to_save(run: Run, folder: Path) -> Tree:
+    """What ``save_run`` would write."""
+    assert run.data is not None
+    return run_tree(parse_run(dump_run(_seen_from(folder, run, Path(run.data.store)))))
+
+
+def saved_tree(folder: Path) -> Tree:
+    """What it wrote. Raises ConfigError where that is no run."""
+    path = folder / RUN
+    return run_tree(parse_run(path.read_text(encoding="utf-8"), name=str(path)))
+
+
+def _seen_from(folder: Path, run: Run, store: Path) -> Run:
+    assert run.data is not None
+    return replace(run, data=replace(run.data, store=os.path.relpath(store, folder)))
