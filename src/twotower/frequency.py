@@ -165,7 +165,7 @@ class StreamingFrequency(Frequency):
     step: Tensor = field(init=False)
     """Batches observed."""
     touched_H: Tensor = field(init=False)
-    """[hashes] items whose bucket was ever touched: one a bucket, as far as collisions were not counted by ``carry``."""
+    """[hashes] items whose bucket was ever touched; those that collided since the store last grew are taken for one."""
     once_H: Tensor = field(init=False)
     """[hashes] buckets touched by one batch."""
     number_M: Tensor = field(init=False)

@@ -65,7 +65,8 @@ class Table(nn.Module):
 
     weight: Tensor
     met_R: Tensor
-    """[rows] whether a training step ever had a gradient for the row; kept only where rows can be cold."""
+    """[rows] whether a training step ever had a gradient for the row, or it was given a vector to start from; kept only
+    where rows can be cold."""
 
     def __init__(
         self, rows: int, dim: int, settings: TableSettings, *, of: Literal["values", "items", "queries"] | None = None
@@ -172,9 +173,9 @@ class Table(nn.Module):
     def carry(self, saved: Mapping[str, Tensor], changed_R: Tensor, start_R: Tensor | None = None) -> None:
         """Take over saved rows but those that changed, which start anew: nothing of what they were is left.
 
-        A new value starts at what it was served with until now: the vector of its bucket ``start_R`` (-1 for none) where
-        training met that, and so it is served until training meets it; else the mean of the rows that training met, or
-        zeros where the table starts at zero. Rows that are no values keep their start.
+        A new value starts at what it was served with until now: the vector of its bucket ``start_R`` (-1 for none)
+        where training met that (and then counts as met, so that ``settle`` leaves it); else the mean of the rows that
+        training met, or zeros where the table starts at zero. Rows that are no values keep their start.
         """
         carry_rows(self.weight, saved["weight"], changed_R)
         if self.has_cold_rows:

@@ -60,9 +60,7 @@ def store_after() -> Store:
     left = [None if row == FORGOTTEN else text for row, text in enumerate(queries)]
     users = [None if row == FORGOTTEN else text for row, text in enumerate(users)]
     items[FREED], items[REUSED] = None, "j5"
-    events = [
-        (q, i) for q in range(10) for i in range(15) if (q + i) % 3 == 0 and q != FORGOTTEN and i != FREED
-    ]
+    events = [(q, i) for q in range(10) for i in range(15) if (q + i) % 3 == 0 and q != FORGOTTEN and i != FREED]
     return _store(left, users, items, events)
 
 

@@ -10,8 +10,8 @@ is known up to a factor a query, which is all that a chain needs to move, and al
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import field
 
 import torch
