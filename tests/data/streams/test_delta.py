@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import json
+import sys
 from pathlib import Path
 
 import deltalake
@@ -107,14 +107,7 @@ def test_a_table_made_anew_is_another_one(path: Path, tmp_path: Path) -> None:
 def test_what_is_no_table_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"no: can't be opened as a Delta table"):
         caught_up(Delta(str(tmp_path / "no")))
-    plain = builtins.__import__
-
-    def without(name: str, *rest: object, **named: object) -> object:
-        if name == "deltalake":
-            raise ImportError(name)
-        return plain(name, *rest, **named)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "deltalake", None)
     with pytest.raises(ConfigError, match=r"pip install 'twotower\[delta\]'"):
         caught_up(Delta("events"))
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
+import deltalake
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
+from twotower.data.ingest import ingest
+from twotower.data.report import Tally
+from twotower.data.store import Store
 from twotower.data.streams import (
     Arrival,
     Delta,
@@ -19,7 +27,9 @@ from twotower.data.streams import (
     stop_on_signal,
     stream_of,
 )
+from twotower.data.streams.messages import table_of
 from twotower.errors import ConfigError
+from twotower.schema import Id, Interactions, Schema
 
 
 class Counting:
@@ -113,3 +123,27 @@ def test_text_that_names_none_says_what_would(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
         stream_of(text)
     assert str(error.value).startswith(text or "found")
+
+
+def test_what_arrives_is_ingested(tmp_path: Path) -> None:
+    frame = pa.table({"user": ["u", "v", "u"], "item": ["b", "a", "c"], "time": [30, 10, 20]})
+    (tmp_path / "days" / "1").mkdir(parents=True)
+    pa.parquet.write_table(frame, tmp_path / "days" / "1" / "a.parquet")
+    pa.parquet.write_table(frame.slice(0, 0), tmp_path / "days" / "1" / "b.parquet")
+    deltalake.write_deltalake(str(tmp_path / "table"), frame, partition_by=["user"])
+    messages = table_of([("", json.dumps(row).encode()) for row in frame.to_pylist()], Tally("messages"), most_bytes=99)
+    (folder,) = Folder(str(tmp_path / "days")).since(None)
+    (table,) = Delta(str(tmp_path / "table")).since(None)
+    schema = Schema(
+        interactions=Interactions(query="user", item="item", time="time"),
+        query={"user": Id(column="user")},
+        item={"item": Id(column="item")},
+    )
+    for at, source in enumerate((folder.interactions, table.interactions, messages)):
+        assert source is not None
+        ingest(schema, interactions=source, out=tmp_path / f"store-{at}")
+        store = Store.open(tmp_path / f"store-{at}")
+        ids = store.item_vocabulary.ids()
+        assert [ids[row].as_py() for row in store.item_row] == ["a", "c", "b"]
+        assert store.time_us is not None
+        assert store.time_us.tolist() == [10_000_000, 20_000_000, 30_000_000]

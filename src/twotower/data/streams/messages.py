@@ -57,7 +57,7 @@ def _object(place: str, value: bytes | None, most_bytes: int, tally: Tally) -> R
         tally.count(TOO_LARGE, 1, [f"{place}: {len(value):,} bytes, at most {most_bytes:,}"])
         return None
     try:
-        row = json.loads(value or b"")
+        row = json.loads((value or b"").decode())
     except (ValueError, RecursionError) as error:
         tally.count(NOT_AN_OBJECT, 1, [f"{place}: {short(error)}"])
         return None
@@ -71,21 +71,24 @@ def _misfits(rows: list[Row], names: Iterable[str]) -> dict[int, str]:
     """Rows with a field of another type than most have, and why."""
     misfits: dict[int, str] = {}
     for name in names:
-        kinds = [_kind(row.get(name)) for row in rows]
-        there = Counter(kind for kind in kinds if kind not in (None, _NO_ITEMS))
-        usual = there.most_common(1)[0][0] if there else _NO_ITEMS
-        fits = {None, usual, _NO_ITEMS} if usual.startswith("list") else {None, usual}
-        if set(kinds) <= fits and usual != _UNUSABLE:
-            continue
+        values = [row.get(name) for row in rows]
+        if {type(value) for value in values} - {type(None)} in _ALIKE and _as_they_are(values) is not None:
+            continue  # the quick way, for most columns of most topics
+        kinds = [_kind(value) for value in values]
+        there = Counter(kind for kind in kinds if kind is not None and kind != _EMPTY)
+        usual = there.most_common(1)[0][0] if there else _EMPTY
+        fits = {None, usual, _EMPTY} if usual.startswith(_EMPTY) else {None, usual}
         for at, kind in enumerate(kinds):
-            if kind not in fits or kind == _UNUSABLE:
+            if kind == _UNUSABLE or kind not in fits:
                 misfits.setdefault(at, f"{name} is {kind}, {usual} in most")
     return misfits
 
 
-_NO_ITEMS = "list"
+_EMPTY = "list"
 _UNUSABLE = "a value that no column holds"
-_KINDS: dict[type, str] = {bool: "true or false", int: "number", float: "number", str: "text", dict: "object"}
+_NESTED = "an object"
+_ALIKE: tuple[set[type], ...] = (set(), {bool}, {int}, {float}, {int, float}, {str})
+_KINDS: dict[type, str] = {bool: "true or false", int: "number", float: "number", str: "text", dict: _NESTED}
 
 
 def _kind(value: object) -> str | None:
@@ -94,13 +97,11 @@ def _kind(value: object) -> str | None:
         return None
     if isinstance(value, list):
         inside = {_kind(item) for item in value} - {None}
-        if not inside:
-            return _NO_ITEMS
-        one = inside.pop()
-        return _UNUSABLE if inside or one in (_UNUSABLE, "object") else f"list of {one}"
+        flat = len(inside) <= 1 and not any(kind == _NESTED or str(kind).startswith(_EMPTY) for kind in inside)
+        return _UNUSABLE if _UNUSABLE in inside else _NESTED if not flat else " of ".join([_EMPTY, *map(str, inside)])
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return _UNUSABLE
-    if isinstance(value, str) and not value.isascii():
+    if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:  # half of a surrogate pair
@@ -110,11 +111,31 @@ def _kind(value: object) -> str | None:
 
 def _array(values: list[object]) -> pa.Array:
     """Values of one kind as a column."""
-    if any(isinstance(value, dict) for value in values):
+    array = _as_they_are(values)
+    if array is not None and not _is_nested(array.type):
+        return array
+    try:
+        return pa.array([_floats(value) for value in values])  # whole numbers above 2^53 beside others
+    except TypeError:
         return pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
-    if any(isinstance(value, float) for value in values):  # exact, where pyarrow refuses integers above 2^53
-        return pa.array([None if value is None else float(value) for value in values], pa.float64())  # type: ignore[arg-type]
+
+
+def _floats(value: object) -> object:
+    """Numbers, also within a list, as floats; TypeError where there is something else."""
+    if isinstance(value, list):
+        return [_floats(item) for item in value]
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return None if value is None else float(value)
+    raise TypeError
+
+
+def _as_they_are(values: list[object]) -> pa.Array | None:
+    """The column that Arrow makes of them; None where they are of several types, or one has no place."""
     try:
         return pa.array(values)
-    except pa.ArrowInvalid:  # lists of such
-        return pa.array(values, pa.list_(pa.float64()), safe=False)
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+        return None
+
+
+def _is_nested(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_nested(kind) and (pa.types.is_struct(kind) or pa.types.is_nested(kind.value_type)))
