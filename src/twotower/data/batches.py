@@ -368,6 +368,7 @@ class TrainingBatches:
             shown=self._never_taken(self.shown),
             passed_over=self._never_taken(passed_over(self.store, self.known_events, self.shown)),
             events=Events(item_E=item, features=self._features_of),
+            item_number_M=torch.from_numpy(np.array(self.store.item_number)),
             live_M=torch.zeros(0, dtype=torch.bool) if self.lives is None else self.lives.during(*self.period),
         )
 

@@ -22,7 +22,7 @@ from ..schema import table_of
 from .arrow import US_PER_DAY
 from .catalogue import Known, Side
 from .column_files import ColumnsWriter, Tree
-from .columns import Column, Columns, RaggedArray, cut, put_together, taken
+from .columns import Column, RaggedArray, cut, put_together, taken
 from .encoders import Encoders, EncodersFit, Gone, id_features, id_tables
 from .events import Group
 from .ingest import RAW, Ingest, Progress, Sources, read_waiting

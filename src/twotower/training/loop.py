@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..config import Run, Training, ingest_run
+from ..data.arrivals import parts_of_arrivals
 from ..data.batches import TrainingBatches
 from ..data.held_out import PARTS, HeldOut, held_out
 from ..data.splits import SHOWN
@@ -551,7 +552,7 @@ class Loop:
         """Measure, keep the best; True when patience has ended."""
         assert self.questions is not None
         metric = self.run.training.metric
-        result = self._measure(self.questions)
+        result = self.measure(self.questions)
         value = result.metric(metric)
         measured = {metric: value}
         if self.run.evaluation.batch_recall is not None and result.batch_recall is not None:
@@ -569,7 +570,7 @@ class Loop:
         self.worse += 1
         return self.run.training.patience is not None and self.worse >= self.run.training.patience
 
-    def _measure(self, questions: HeldOut) -> EvaluationResult:
+    def measure(self, questions: HeldOut) -> EvaluationResult:
         """Metrics on held-out questions, over the full catalogue."""
         towers = self.model.towers
         with towers.settled():
@@ -639,9 +640,17 @@ def learning_rate(training: Training, step: int, total: int) -> float:
 
 
 def evaluate(model: str | Path, *, split: str = "test") -> EvaluationResult:
-    """Metrics of a trained model on the held-out part ``split``, beside popularity and random rankings."""
+    """Metrics of a trained model on the held-out part ``split``, beside popularity and random rankings.
+
+    A model that was updated has trained on all parts of its split by then: of such one, both are what its updates hold
+    out for good (``Update.valid``).
+    """
     retriever = Retriever.open(model)
-    part_E = retriever.run.split.assign(retriever.store)
+    store, settings = retriever.store, retriever.run.update
+    if store.n_updates:
+        part_E, split = parts_of_arrivals(store, share=settings.valid, days=settings.valid_days), "valid"
+    else:
+        part_E = retriever.run.split.assign(store)
     return evaluate_retriever(retriever, part_E, split)
 
 

@@ -38,7 +38,7 @@ from ..data.readers import Source
 from ..data.splits import SHOWN, Parts
 from ..data.store import Store, read_manifest
 from ..data.streams import Position, Stream, follow
-from ..errors import ArtifactError, DataError
+from ..errors import DataError
 from ..evaluation.drift import Drift, drift
 from ..evaluation.frequencies import frequency_report
 from ..frequency import StreamingFrequency
@@ -80,7 +80,9 @@ class Updated:
         verdict = "kept" if day.kept else "not kept, the model stays as it was and trains on this with the next update"
         if day.before is not None and day.after is not None:
             found += [f"{self.metric} {day.before:.4f} before, {day.after:.4f} after, on what is held out: {verdict}"]
-        head = f"update {day.number}: {day.n_events:,} events, {day.new_queries:,} queries and {day.new_items:,} items new"
+        head = (
+            f"update {day.number}: {day.n_events:,} events, {day.new_queries:,} queries and {day.new_items:,} items new"
+        )
         return "\n".join([head, *found, f"trained {day.epochs:.3g} epochs in {day.seconds:.1f} s: {self.folder}"])
 
 
