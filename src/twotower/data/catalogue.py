@@ -45,8 +45,8 @@ class Side:
     A column is looked for in the side's own file, then it may be the id itself, and at last it is an attribute that the
     interactions repeat in every event: the first value of each id that is not missing.
 
-    Of a store that is extended the rows stay. Then ``named`` are the ids whose features are read now: those of the file,
-    or without one those that are new. A first ingest reads them all.
+    Of a store that is extended the rows stay. Then ``named`` are the ids whose features are read now: those of the
+    file, or without one those that are new. A first ingest reads them all.
     """
 
     def __init__(

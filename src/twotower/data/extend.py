@@ -28,7 +28,7 @@ from .events import Group
 from .ingest import RAW, Ingest, Progress, Sources, read_waiting
 from .order import BLOCK_EVENTS, in_order
 from .readers import Source, naming
-from .report import Growth, IngestReport, Tally
+from .report import DUPLICATE, Growth, IngestReport, Tally
 from .staging import Staging
 from .store import WAITING, Store, read_manifest
 from .vocabulary import Vocabulary, text_form
@@ -128,11 +128,10 @@ class _Extension(Ingest):
     def _side(self, name: str, source: Source | None) -> Side:
         is_item = name == "item"
         vocabulary = self._base.item_vocabulary if is_item else self._base.query_vocabulary
-        known = vocabulary and Known(
-            vocabulary=vocabulary,
-            is_listed=self._is_listed[name],
-            forgotten=self._forgotten.slice(0, 0) if is_item else self._forgotten,
-        )
+        if vocabulary is None:
+            return Side(name, self._schema, source, self._types)
+        forgotten = self._forgotten.slice(0, 0) if is_item else self._forgotten
+        known = Known(vocabulary=vocabulary, is_listed=self._is_listed[name], forgotten=forgotten)
         return Side(name, self._schema, source, self._types, known)
 
     def _groups_of(self, sources: Sources) -> list[Group]:
@@ -276,8 +275,8 @@ class _Extension(Ingest):
         new = event or {name: cut(column, 0, 0) for name, column in old.items()}
         start = self._first_touched(new)
         tail = start + np.flatnonzero(stays[start:]) if stays is not None else np.arange(start, self._base.n_events)
-        keys = [name for name in ("query_row", "item_row", "time_us", "taken", "split") if name in old]
-        together = {name: np.concatenate([np.asarray(old[name])[tail], new[name]]) for name in keys}
+        keys = {"query_row", "item_row", "time_us", "taken", "split"} & set(old)
+        together: dict[str, Any] = {name: put_together(taken(old[name], tail), new[name]) for name in keys}
         order = in_order(together, self._item.n, self._schema.interactions.query is not None)
         self._count_repeats(new, order.repeated - len(tail))
         source = np.append(tail, self._base.n_events + np.arange(len(new["item_row"])))[order.order]
@@ -377,7 +376,7 @@ class _Extension(Ingest):
         return seen
 
     def _growth(self) -> Growth:
-        repeats = self._events.groups[0].tally.left_out.get("repeats an earlier event", 0)
+        repeats = self._events.groups[0].tally.left_out.get(DUPLICATE, 0)
         return Growth(
             update=self.update,
             n_new=self._n_arrived,
