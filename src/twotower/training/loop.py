@@ -37,6 +37,7 @@ from .retriever import (
     BEST,
     LAST,
     RUN,
+    STORES,
     Retriever,
     encode_catalogue,
     encode_questions,
@@ -181,7 +182,9 @@ def _check_free(folder: Path, run: Run) -> None:
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder}: there is a file, expected a free place for the model's folder")
     is_of_a_run, has_model = (folder / RUN).exists(), (folder / BEST).exists() or (folder / f"{BEST}.old").exists()
-    if (folder / TRAINED).exists() or (has_model and not is_of_a_run):
+    if (folder / TRAINED).exists() or (
+        has_model and (not is_of_a_run or "store" in checkpoint.read_state(folder / BEST))
+    ):
         raise ArtifactError(f"{folder}: already holds a trained model: choose another folder, or delete it first")
     if is_of_a_run and not (folder / METRICS).exists():
         raise ArtifactError(
