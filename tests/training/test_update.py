@@ -47,6 +47,7 @@ from twotower.training import (
     evaluate,
     forget,
     history,
+    loop,
     recommend,
     save_vectors,
     train,
@@ -54,6 +55,7 @@ from twotower.training import (
     update_from,
 )
 from twotower.training.loop import Loop
+from twotower.training.matmul import Matmul
 from twotower.training.retriever import open_model
 from twotower.training.update import is_below
 
@@ -62,6 +64,12 @@ from twotower.training.update import is_below
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Power does not fail here."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(autouse=True)
+def same_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which products are fast may look different from one training to the next, and bits depend on it."""
+    monkeypatch.setattr(loop, "probe", lambda: Matmul(precision="highest", seconds={}, error={}))
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +138,9 @@ NEW = [
 
 
 def test_what_is_new_is_recommended_after_one_update(model: Path) -> None:
-    with pytest.raises(DataError, match="newcomer.*not known"):
+    with pytest.raises(DataError, match=r"newcomer.*not known"):
         recommend(model, {"user": "newcomer"})
-    found = updated(model, day_of(FIRST_DAYS), NEW, name="a day")
+    found = updated(model, day_of(FIRST_DAYS), NEW, name="a day", set=["update.valid=0", "update.epochs=6"])
     day = found.day
     assert (day.number, day.name, day.new_queries, day.new_items, day.kept) == (1, "a day", 1, 1, True)
     assert day.n_events == USERS * A_DAY + len(NEW)
@@ -248,9 +256,9 @@ def test_late_events_go_where_their_time_puts_them(model: Path, monkeypatch: pyt
 
 def test_an_empty_arrival(model: Path) -> None:
     before = bytes_of(model)
-    empty = table([])
-    assert update(model, interactions=empty, quiet=True).day is None
     assert update(model, quiet=True).day is None
+    with pytest.raises(DataError, match="there are no rows, expected at least one"):
+        updated(model, [])
     assert bytes_of(model) == before
 
 
@@ -375,44 +383,35 @@ def test_queries_that_are_only_their_context(tmp_path: Path) -> None:
 TOO_FAST = ["update.rate=1000", "update.epochs=1"]
 
 
-def test_a_model_that_got_worse_does_not_stay(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_got_worse_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After it the model is as it was, to the bit, the store has grown, and the next update trains on all of it."""
+    model = trained(tmp_path / "at", update=Update(epochs=3.0, valid=0.4, replay=0.0))
+    held_out = open_model(model)[0].split.assign(store_of(model)) > 0
     met, before = events_trained_on(monkeypatch), rows_by_table(model)
-    lost = updated(model, day_of(FIRST_DAYS), NEW, set=TOO_FAST)
+    three = [event for day in range(3) for event in day_of(FIRST_DAYS + day)]
+    lost = updated(model, three, NEW, set=TOO_FAST)
     day = lost.day
-    assert day is not None
     assert not day.kept
     assert day.after < 0.9 * day.before
     assert "not kept, the model stays as it was" in lost.render()
     after, store = rows_by_table(model), store_of(model)
-    assert store.n_updates == 1
+    assert (store.n_updates, store.n_events) == (1, len(held_out) + len(three) + len(NEW))
     for side, tensors in before.items():
         for name, was in tensors.items():
             assert torch.equal(after[side][name][: len(was)], was), name
-    assert "fresh" in items_of(model, "u0", k=ITEMS + 1) or "fresh" in items_of(model, "u1", k=ITEMS + 1)
-    again = updated(model, day_of(FIRST_DAYS + 1), set=TOO_FAST).day
-    assert again is not None
-    assert not again.kept
-    third = updated(model, day_of(FIRST_DAYS + 2), set=["update.replay=0"]).day
-    assert third is not None
+    assert "fresh" in items_of(model, "u23", k=ITEMS + 1)
+    assert not updated(model, day_of(FIRST_DAYS + 3), set=TOO_FAST).day.kept
+    third = updated(model, day_of(FIRST_DAYS + 4)).day
     assert third.kept
     store = store_of(model)
-    held = held_out_for_good(store, 0.2)
-    run, first_store, _ = open_model(model)[0], Store.open(model.parent / "store"), None
-    held_out_first = run.split.assign(first_store) > 0
-    expected = int(held_out_first.sum()) + int((~held[store.arrived > 0]).sum())
-    assert third.n_trained == expected == len(met[2])
-    assert {*np.asarray(store.arrived)[met[2]].tolist()} == {0, 1, 2, 3}
-    assert (np.asarray(store.arrived)[met[2]] == 0).sum() == held_out_first.sum()
+    held = held_out_for_good(store, 0.4)
+    assert third.n_trained == held_out.sum() + (~held[store.arrived > 0]).sum() == len(met[2])
+    update_of = np.asarray(store.arrived)[met[2]]
+    assert set(update_of.tolist()) == {0, 1, 2, 3}
+    assert (update_of == 0).sum() == held_out.sum()
     assert [d.kept for d in history(model).days] == [False, False, True]
-    fourth = updated(model, day_of(FIRST_DAYS + 3), set=["update.replay=0"]).day
-    assert fourth is not None
+    fourth = updated(model, day_of(FIRST_DAYS + 5)).day
     assert fourth.n_trained == fourth.n_events - fourth.n_held_out
-
-
-def test_what_the_rule_is(model: Path) -> None:
-    """A ratio of 0 keeps everything."""
-    assert updated(model, day_of(FIRST_DAYS), set=[*TOO_FAST, "update.min_recall_ratio=0"]).day.kept
 
 
 def of(*values: float) -> torch.Tensor:
@@ -443,7 +442,7 @@ def test_below_by_more_than_chance(value_Q: torch.Tensor, other_Q: torch.Tensor,
 
 def three_updates(model: Path) -> None:
     updated(model, day_of(FIRST_DAYS), NEW)
-    updated(model, day_of(FIRST_DAYS + 1), set=TOO_FAST)
+    updated(model, day_of(FIRST_DAYS + 1), set=["update.min_recall_ratio=100"])  # which is not kept
     updated(model, day_of(FIRST_DAYS + 2))
 
 
@@ -452,7 +451,8 @@ def without_times(content: dict[str, bytes]) -> dict[str, object]:
     found: dict[str, object] = dict(content)
     for name in found:
         if name.endswith("store.json"):
-            found[name] = {**json.loads(content[name]), "report": None}
+            tree = json.loads(content[name])
+            found[name] = {**tree, "report": {**tree["report"], "seconds": None, "store": None}}
         if name.endswith("state.json"):
             tree = json.loads(content[name])
             days = [{**day, "seconds": None} for day in tree["days"]]
@@ -461,8 +461,6 @@ def without_times(content: dict[str, bytes]) -> dict[str, object]:
 
 
 def test_the_same_updates_make_the_same_model(first: Path, tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
     one, two = copy_of(first, tmp_path / "one"), copy_of(first, tmp_path / "two")
     three_updates(one)
     three_updates(two)
@@ -478,9 +476,7 @@ class Killed(BaseException):
 def test_cut_off_in_training_it_goes_on_where_it_was(
     first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second update, after each of its steps but the first saved: yesterday's model until the end, then the same."""
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
+    """The second update, its state saved at each step: yesterday's model until the end, then the same."""
     one, two = copy_of(first, tmp_path / "one"), copy_of(first, tmp_path / "two")
     settings = ["training.checkpoint_every_s=0"]
     for model in (one, two):
@@ -509,13 +505,18 @@ def test_cut_off_in_training_it_goes_on_where_it_was(
 def test_another_update_does_not_go_on_with_what_was_cut_off(
     first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
     one, two = copy_of(first, tmp_path / "one"), copy_of(first, tmp_path / "two")
     settings = ["training.checkpoint_every_s=0"]
     updated(one, day_of(FIRST_DAYS), set=settings)
     with monkeypatch.context() as patch:
-        patch.setattr("twotower.training.update._Update._change_over", lambda *args: (_ for _ in ()).throw(Killed))
+        save = checkpoint.save
+
+        def dying(folder: Path, *args: Any, **kwargs: Any) -> None:
+            if folder.parent == two:
+                raise Killed
+            save(folder, *args, **kwargs)
+
+        patch.setattr(checkpoint, "save", dying)
         with pytest.raises(Killed):
             updated(two, day_of(FIRST_DAYS + 1), set=settings)
     assert (two / "update").exists()
@@ -525,8 +526,6 @@ def test_another_update_does_not_go_on_with_what_was_cut_off(
 
 @pytest.mark.parametrize("at_", ["before the rename", "after it"])
 def test_cut_off_about_the_change_over(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_: str) -> None:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
     one, two = copy_of(first, tmp_path / "one"), copy_of(first, tmp_path / "two")
     updated(one, day_of(FIRST_DAYS))
     save = checkpoint.save
@@ -604,7 +603,7 @@ def test_forgotten_queries_leave_nothing(knowing: Path, tmp_path: Path, n_update
     for day in range(n_updates):
         updated(model, day_of(FIRST_DAYS + day), at(FIRST_DAYS + day, SECRET, f"i{40 + day}"))
     rows = [row_of(model, "user", SECRET), row_of(model, "user", NUMBER)]
-    (theirs,) = [v for k, v in checkpoint.read_tensors(model / "best")[0].items() if k.endswith("query.user.weight")]
+    (theirs,) = [v for k, v in checkpoint.read_tensors(model / "best")[0].items() if k.endswith("query/user.weight")]
     assert theirs.shape[1] == 8
     vectors = [theirs[row].numpy().tobytes() for row in rows]
     places = [model.parent / "store", model]
@@ -665,7 +664,7 @@ def test_the_first_update_after_it_trains_on_what_the_split_held_out(knowing: Pa
 
 def test_an_id_that_is_not_known_is_not_forgotten(model: Path) -> None:
     before = bytes_of(model)
-    with pytest.raises(DataError, match="1 of 2 ids are no queries of .*such as 'nobody'"):
+    with pytest.raises(DataError, match=r"1 of 2 ids are no queries of .*such as 'nobody'"):
         forget(model, ["u1", "nobody"])
     assert bytes_of(model) == before
 
@@ -674,7 +673,7 @@ def test_cut_off_in_forgetting(knowing: Path, tmp_path: Path, monkeypatch: pytes
     """Once the model is changed over, the next command clears away what is left."""
     model = copy_of(knowing, tmp_path)
     row = row_of(model, "user", SECRET)
-    (theirs,) = [v for k, v in checkpoint.read_tensors(model / "best")[0].items() if k.endswith("query.user.weight")]
+    (theirs,) = [v for k, v in checkpoint.read_tensors(model / "best")[0].items() if k.endswith("query/user.weight")]
     save = checkpoint.save
 
     def dying(folder: Path, *args: Any, **kwargs: Any) -> None:
@@ -701,7 +700,7 @@ def test_idle_items_go_and_their_row_is_anothers(tmp_path: Path) -> None:
     model = trained(tmp_path / "at", events)
     row, number = row_of(model, "item", "old"), int(store_of(model).item_number[row_of(model, "item", "old")])
     assert "old" in {found.item for found in recommend(model, {"user": "u0"}, k=200, filter_seen=False)}
-    settings = ["update.evict_idle_days=5.5"]
+    settings = ["update.evict_idle_days=4.9"]
     day = updated(model, day_of(FIRST_DAYS), set=settings).day
     assert day is not None
     assert day.evicted_items >= 1
@@ -723,7 +722,7 @@ def test_idle_items_go_and_their_row_is_anothers(tmp_path: Path) -> None:
         found.item for found in recommend(model, {"user": "u23"}, k=ITEMS // 2, filter_seen=False)
     }
     fresh = [name for name, tensor in rows_by_table(model)["item"].items() if torch.equal(tensor[row], before[name])]
-    assert "towers.tables.item.weight" not in fresh
+    assert "towers.weights./item.weight" not in fresh
 
 
 # ---------------------------------------------------------------- from a source
@@ -750,6 +749,16 @@ def test_a_source_is_gone_through_once(model: Path, tmp_path: Path) -> None:
     assert (third.day.number, third.day.n_events, third.day.n_repeats) == (3, USERS * A_DAY, 0)
 
 
+def test_a_day_without_rows_is_passed(model: Path, tmp_path: Path) -> None:
+    stream = Folder(days_in(tmp_path / "days", FIRST_DAYS + 1))
+    write(tmp_path / "days" / f"day-{FIRST_DAYS}.parquet", [])
+    nothing, something = update_from(model, stream, source="days", quiet=True)
+    assert nothing.day is None
+    assert something.day is not None
+    assert something.day.number == 1
+    assert list(update_from(model, stream, source="days", quiet=True)) == []
+
+
 def test_what_brings_nothing_is_not_read_again(model: Path, tmp_path: Path) -> None:
     """Its position is remembered all the same, and the model is not touched."""
     stream = Folder(days_in(tmp_path / "days", FIRST_DAYS - 1))
@@ -774,8 +783,6 @@ def test_stops_between_two_updates(model: Path, tmp_path: Path) -> None:
 def test_killed_between_and_within_updates_each_day_comes_once(
     first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
     one, two = copy_of(first, tmp_path / "one"), copy_of(first, tmp_path / "two")
     stream = Folder(days_in(tmp_path / "days", FIRST_DAYS, FIRST_DAYS + 1, FIRST_DAYS + 2))
     list(update_from(one, stream, source="days", quiet=True))

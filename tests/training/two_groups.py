@@ -22,7 +22,7 @@ from twotower.schema import Id, Interactions, Schema
 from twotower.towers import TwoTower
 from twotower.training import train
 
-USERS, ITEMS, FIRST_DAYS, A_DAY = 24, 80, 6, 2
+USERS, ITEMS, FIRST_DAYS, A_DAY = 24, 60, 6, 2
 DAY_US = 86_400_000_000
 START_US = 19_700 * DAY_US
 SCHEMA = Schema(
@@ -90,7 +90,7 @@ def trained(folder: Path, events: Sequence[Event] | None = None, **run: Any) -> 
 
 def copy_of(model: Path, folder: Path) -> Path:
     """The model with its store, elsewhere."""
-    shutil.copytree(model.parent, folder / "copy")
+    shutil.copytree(model.parent, folder / "copy")  # which makes the folders above it
     return folder / "copy" / "model"
 
 

@@ -21,7 +21,7 @@ from ..data.batches import TrainingBatches
 from ..data.held_out import PARTS, HeldOut, held_out
 from ..data.splits import SHOWN
 from ..data.store import Store
-from ..errors import ArtifactError, ConfigError
+from ..errors import ArtifactError, ConfigError, DataError
 from ..evaluation import MODEL, check_metric, metric_names
 from ..evaluation import Evaluation as EvaluationResult
 from ..evaluation import evaluate as evaluate_vectors
@@ -37,7 +37,6 @@ from .retriever import (
     BEST,
     LAST,
     RUN,
-    STORES,
     Retriever,
     encode_catalogue,
     encode_questions,
@@ -652,6 +651,11 @@ def evaluate(model: str | Path, *, split: str = "test") -> EvaluationResult:
     store, settings = retriever.store, retriever.run.update
     if store.n_updates:
         part_E, split = parts_of_arrivals(store, share=settings.valid, days=settings.valid_days), "valid"
+        if not (part_E == PARTS["valid"]).any():
+            raise DataError(
+                f"{model}: no update held anything out in the {settings.valid_days:g} days before the newest event "
+                "(update.valid, update.valid_days), so there is nothing to measure an updated model by"
+            )
     else:
         part_E = retriever.run.split.assign(store)
     return evaluate_retriever(retriever, part_E, split)
