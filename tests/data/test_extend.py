@@ -187,7 +187,10 @@ class Naive:
 
 ROWS = st.lists(
     st.tuples(
-        st.sampled_from("abcde"), st.sampled_from("uvwxyz"), st.integers(0, 30).map(lambda k: k * DAY // 3), st.just(1.0)
+        st.sampled_from("abcde"),
+        st.sampled_from("uvwxyz"),
+        st.integers(0, 30).map(lambda k: k * DAY // 3),
+        st.just(1.0),
     ),
     min_size=1,
     max_size=12,
@@ -242,7 +245,9 @@ FEATURES = Schema(
     context={"from": Seed(column="from"), "page": Categorical(column="page"), "past": History()},
 )
 VISITS = st.lists(
-    st.tuples(st.sampled_from("abc"), st.sampled_from("uvwxyz"), st.integers(0, 5), st.sampled_from("uv"), st.just("p")),
+    st.tuples(
+        st.sampled_from("abc"), st.sampled_from("uvwxyz"), st.integers(0, 5), st.sampled_from("uv"), st.just("p")
+    ),
     min_size=1,
     max_size=12,
 )
@@ -255,7 +260,9 @@ def test_a_store_that_grew_is_that_of_all_events_but_for_its_rows(
 ) -> None:
     """The kind of an item follows from its id, so that it does not matter which event tells it."""
     names = ("user", "item", "t", "from", "page", "kind")
-    batches = [[(*row[:4], f"{row[4]}{row[2]}", "early" if row[1] < "x" else "late") for row in b] for b in (start, later)]
+    batches = [
+        [(*row[:4], f"{row[4]}{row[2]}", "early" if row[1] < "x" else "late") for row in b] for b in (start, later)
+    ]
     folder = tmp_path_factory.mktemp("grew")
     base = first(folder, FEATURES, log(batches[0], *names))
     report, grown = extended(base, log(batches[1], *names))
@@ -265,7 +272,12 @@ def test_a_store_that_grew_is_that_of_all_events_but_for_its_rows(
     assert {*ids(grown)} == {*ids(whole)}
     assert {*ids(grown, "query")} == {*ids(whole, "query")}
     assert ids(grown)[: base.n_items] == ids(base)
-    of = {"query.user": ("query", "user"), "item": ("item", "item"), "item.kind": ("item", "kind"), "context.page": ("context", "page")}
+    of = {
+        "query.user": ("query", "user"),
+        "item": ("item", "item"),
+        "item.kind": ("item", "kind"),
+        "context.page": ("context", "page"),
+    }
     for table, (side, name) in of.items():
         ours, theirs, before = (store.encoders.vocabularies[table] for store in (grown, whole, base))
         texts = {text for text in ours.ids().to_pylist() if text is not None}
