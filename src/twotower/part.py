@@ -64,6 +64,17 @@ class Facts:
     item_number_M: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     """[M] a number that an item has for itself for good, for what is hashed by item; -1 for a row that is free. Empty:
     its row."""
+    live_M: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    """[M] which items may be drawn: those that are live at some moment of these events; of length 0 where all may."""
+
+    @property
+    def n_live(self) -> int:
+        """Items that may be drawn."""
+        return int(self.live_M.sum()) if len(self.live_M) else self.n_items
+
+    def of_live(self, value_M: Tensor, other: float = 0) -> Tensor:
+        """[M] the same values, and another one for items that may not be drawn."""
+        return value_M.where(self.live_M.to(value_M.device), other) if len(self.live_M) else value_M
 
     @property
     def item_share_M(self) -> Tensor:

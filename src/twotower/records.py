@@ -12,7 +12,7 @@ of a query's own, ``M`` catalogue, ``D`` width. A *row* is an encoded number, an
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -90,6 +90,76 @@ class Ragged:
         return Ragged(offset=self.offset.to(device), value=self.value.to(device), weight=weight)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lives:
+    """When each item of a catalogue is live: ``since_us <= t < until_us``, in microseconds since 1970 (UTC)."""
+
+    since_us_M: Tensor
+    until_us_M: Tensor
+    _moved: dict[str, Lives] = field(default_factory=dict, repr=False, compare=False)
+
+    def during(self, first_us: int, last_us: int) -> Tensor:
+        """[M] whether an item is live at some moment from the first to the last."""
+        return (self.since_us_M <= last_us) & (self.until_us_M > first_us)
+
+    def to(self, device: torch.device | str) -> Lives:
+        """The same on another device; moved once, as every batch asks for it."""
+        if self.since_us_M.device == torch.device(device):
+            return self
+        if str(device) not in self._moved:
+            moved = Lives(since_us_M=self.since_us_M.to(device), until_us_M=self.until_us_M.to(device))
+            self._moved[str(device)] = moved
+        return self._moved[str(device)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveAt:
+    """Which items n queries may be offered: those that are live at some moment of each query's own period.
+
+        item i is gone for query q    where    since_us_M[i] > last_us_n[q]  or  until_us_M[i] <= first_us_n[q]
+
+    The period of an event is its moment: ``first_us_n`` and ``last_us_n`` are equal.
+    """
+
+    lives: Lives
+    first_us_n: Tensor
+    last_us_n: Tensor
+
+    @staticmethod
+    def throughout(lives: Lives, first_us: int, last_us: int, n: int) -> LiveAt:
+        """n queries of one period."""
+        first_us_n, last_us_n = (torch.tensor([us]).expand(n) for us in (first_us, last_us))
+        return LiveAt(lives=lives, first_us_n=first_us_n, last_us_n=last_us_n)
+
+    def gone(self, row: Tensor) -> Tensor:
+        """[n, N] of rows [N], or [n, K] of each query's own: whether it is no candidate. A row below 0 is no item."""
+        at = row.clamp(min=0)
+        since, until = self.lives.since_us_M[at], self.lives.until_us_M[at]
+        return ((since > self.last_us_n[:, None]) | (until <= self.first_us_n[:, None])) & (row >= 0)
+
+    def ever_gone(self, row_N: Tensor) -> Tensor:
+        """[N] whether rows are no candidates of some query; of one period for all it is of every query."""
+        if not len(self.first_us_n):
+            return torch.zeros_like(row_N, dtype=torch.bool)
+        at_N = row_N.clamp(min=0)
+        since_N, until_N = self.lives.since_us_M[at_N], self.lives.until_us_M[at_N]
+        return ((since_N > self.last_us_n.min()) | (until_N <= self.first_us_n.max())) & (row_N >= 0)
+
+    def slice(self, start: int, stop: int) -> LiveAt:
+        """Queries ``start`` to ``stop``."""
+        return replace(self, first_us_n=self.first_us_n[start:stop], last_us_n=self.last_us_n[start:stop])
+
+    def take(self, index: Tensor) -> LiveAt:
+        """The queries of ``index``, repeats allowed."""
+        return replace(self, first_us_n=self.first_us_n[index], last_us_n=self.last_us_n[index])
+
+    def to(self, device: torch.device | str) -> LiveAt:
+        """The same on another device."""
+        return LiveAt(
+            lives=self.lives.to(device), first_us_n=self.first_us_n.to(device), last_us_n=self.last_us_n.to(device)
+        )
+
+
 Features = dict[str, Tensor | Ragged]
 """Encoded features of n queries or items: int64 [n] rows (-1: missing), float32 [n] or [n, d] numbers, ragged row
 lists."""
@@ -116,6 +186,14 @@ class Batch:
     known: Ragged
     """[B] lists: items each query is known to like from training events up to now, its positives here included;
     rising and distinct inside a list."""
+    live: LiveAt | None = None
+    """[B] which items each query may be offered; None where all are, always."""
+
+    def closed(self, row: Tensor, at: slice = slice(None)) -> Tensor:
+        """[b, K] whether queries ``at`` of the batch are not to be offered their rows: known, or not live."""
+        start, stop, _ = at.indices(len(self.query_B))
+        is_known = self.known.slice(start, stop).holds(row)
+        return is_known if self.live is None else is_known | self.live.slice(start, stop).gone(row)
 
     def positives(self) -> Ragged:
         """[B] lists of each query's positives in the batch, in its order."""
@@ -136,6 +214,7 @@ class Batch:
             of_P=self.of_P.to(device),
             weight_P=self.weight_P.to(device),
             known=self.known.to(device),
+            live=None if self.live is None else self.live.to(device),
         )
 
 

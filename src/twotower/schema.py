@@ -260,6 +260,40 @@ class Interactions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Life:
+    """When an item is there to be offered: since <= t < until.
+
+    ``since`` and ``until`` name columns of moments (timestamps, ISO text or numbers in ``unit`` since 1970) of the item
+    file, or of the interactions where they repeat them. Without ``since`` an item lives from its first event on, or
+    always where it has no event; without ``until`` it does not end. ``idle_days`` ends it so many days after the last
+    event that is known of it, or after its ``since`` where there is none since then; of two ends the earlier counts.
+
+    An item that is not live at the time of an event is no negative of it, it is no candidate in an evaluation of that
+    time, and what is not live at the end of the data is not recommended.
+    """
+
+    since: str | None = None
+    until: str | None = None
+    idle_days: float | None = None
+    unit: Literal["s", "ms", "us", "ns"] = "s"
+
+    def __post_init__(self) -> None:
+        _require(
+            self.idle_days is None or 0 < self.idle_days < math.inf,
+            f"Life: idle_days is {self.idle_days}, expected a positive number of days, or none for no such end",
+        )
+        _require(
+            self.since is None or self.since != self.until,
+            f"Life: since and until both name the column {self.since!r}, so no item would ever be live",
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns it reads."""
+        return tuple(column for column in (self.since, self.until) if column is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Schema:
     """Which columns describe an interaction, a query, its context and an item."""
 
@@ -271,6 +305,8 @@ class Schema:
     """Column of the query id in the query file; ``interactions.query`` without it."""
     item_key: str | None = None
     """Column of the item id in the item file; ``interactions.item`` without it."""
+    life: Life | None = None
+    """When items come and go; without it all are there always."""
 
     def __post_init__(self) -> None:
         both = sorted(set(self.query) & set(self.context))
@@ -298,6 +334,11 @@ class Schema:
         _require(
             not self.interactions.query_is_item or self.interactions.query is not None,
             "schema: interactions.query_is_item is set but interactions.query names no column",
+        )
+        _require(
+            self.life is None or self.interactions.time is not None,
+            "schema: life says when items are there, but interactions.time names no column, so no event has a time to "
+            "compare with: name it, or leave life out",
         )
         self._check_tables()
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .records import NEG_INF, Batch, Block, Candidates, Encoded, Items, Mix, Ragged, running_sum
+from .records import NEG_INF, Batch, Block, Candidates, Encoded, Items, LiveAt, Mix, Ragged, running_sum
 
 Correction = Literal["none", "negatives", "all"]
 """Which logits log-count is subtracted from: no one's, the candidates', or the positive's too."""
@@ -328,6 +328,7 @@ class Lines:
         """[L + 1] pairs of line l are ``pair_offset[l]`` to ``pair_offset[l + 1]``"""
         self.pair_start = self.pair_offset.tolist()
         self.excluded = self._excluded_items()
+        self.live = batch.live.take(self.query_L) if loss.per_pair and batch.live is not None else batch.live
         self.slot_LK = encoded.slot_BK.index_select(0, self.query_L) if loss.per_pair else encoded.slot_BK
         self.own = encoded.own if not loss.per_pair else _take_own(encoded.own, self.query_L)
         row_N = encoded.shared.row
@@ -345,10 +346,16 @@ class Lines:
         return len(self.query_L)
 
     def _excluded_items(self) -> Ragged | None:
-        batch = self.encoded.batch
         if self.exclude == "none":
             return None
-        lists = batch.known if self.exclude == "known" else replace(batch.positives(), value=_sorted_in_lists(batch))
+        if self.exclude == "positives":
+            return self._positives()
+        known = self.encoded.batch.known
+        return known.take(self.query_L) if self.per_pair else known
+
+    def _positives(self) -> Ragged:
+        """[L] lists, rising."""
+        lists = replace(self.encoded.batch.positives(), value=_sorted_in_lists(self.encoded.batch))
         return lists.take(self.query_L) if self.per_pair else lists
 
     def _log_weight(self, block: Block) -> Tensor:
@@ -359,11 +366,31 @@ class Lines:
 
     def excluded_at(self, start: int, stop: int) -> Tensor:
         """Flat positions in the [C, N + K] tile of candidates that lines ``start`` to ``stop`` must not see."""
+        nothing = self.query_L.new_empty(0)
+        listed = nothing if self.excluded is None else self._places_of(self.excluded, start, stop)
+        gone_CW = None if self.live is None else self._gone(self.live.slice(start, stop), start, stop)
+        if gone_CW is None:
+            return listed
+        # A line's own positive stays where it is summed over. (Where it is not, it is listed.)
+        others = listed if self.excluded is not None else self._places_of(self._positives(), start, stop)
+        return torch.cat([listed, gone_CW.flatten().index_fill_(0, others, False).nonzero()[:, 0]])
+
+    def _gone(self, live: LiveAt, start: int, stop: int) -> Tensor | None:
+        """[C, N + K] candidates that are not live for their line; None where all are. Only columns that are not live
+        for every line are looked at line by line."""
+        row_N, own_CK = self.encoded.shared.row, self.own.row[start:stop]
+        at_S = live.ever_gone(row_N).nonzero()[:, 0]
+        if not len(at_S) and not own_CK.shape[1]:
+            return None
+        gone_CN = torch.zeros(stop - start, len(row_N), dtype=torch.bool, device=row_N.device)
+        gone_CN[:, at_S] = live.gone(row_N[at_S])
+        return torch.cat([gone_CN, live.gone(own_CK)], 1)
+
+    def _places_of(self, lists: Ragged, start: int, stop: int) -> Tensor:
+        """Flat positions in the tile where lines ``start`` to ``stop`` have items of their lists."""
         device = self.query_L.device
-        if self.excluded is None:
-            return torch.empty(0, dtype=torch.int64, device=device)
         row_N, n_own = self.encoded.shared.row, self.own.row.shape[1]
-        lists = self.excluded.slice(start, stop)
+        lists = lists.slice(start, stop)
         item = lists.value
         width = len(row_N) + n_own
         if not len(row_N):

@@ -11,7 +11,7 @@ import scipy.special
 import torch
 from torch import Tensor
 
-from twotower.records import Batch, Block, Candidates, Ragged
+from twotower.records import Batch, Block, Candidates, LiveAt, Lives, Ragged
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,17 @@ def make_case(seed: int, *, batch_of: str, shared: bool = True, own: bool = True
     )
 
 
+def with_lives(case: Case, *, days: int) -> Case:
+    """The same case in a catalogue that comes and goes: a query asks at one day, or from one to ``days`` later."""
+    g = torch.Generator().manual_seed(5)
+    since_M = torch.randint(0, 6, (len(case.item_MD),), generator=g)
+    until_M = since_M + torch.randint(1, 6, since_M.shape, generator=g)
+    first_B = torch.randint(0, 8, case.batch.query_B.shape, generator=g)
+    lives = Lives(since_us_M=since_M, until_us_M=until_M)
+    live = LiveAt(lives=lives, first_us_n=first_B, last_us_n=first_B + days)
+    return replace(case, batch=replace(case.batch, live=live))
+
+
 def dot(a: Tensor, b: Tensor) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for x, y in zip(a.unbind(), b.unbind(), strict=True):
@@ -97,6 +108,8 @@ def candidates_of(case: Case, pair: int, exclude: str) -> list[tuple[int, float]
         )
     if exclude == "positives":
         banned = set(case.batch.item_P[case.batch.of_P == query].tolist())
+    if case.batch.live is not None:
+        banned |= gone_of(case, query)
     found = []
     for block in case.candidates.blocks:
         rows = block.row if block.row.dim() == 1 else block.row[query]
@@ -105,6 +118,20 @@ def candidates_of(case: Case, pair: int, exclude: str) -> list[tuple[int, float]
             if item not in banned and log_weight > -math.inf:
                 found.append((item, math.exp(log_weight)))
     return found
+
+
+def gone_of(case: Case, query: int) -> set[int]:
+    """Items that live at no moment of the query's period, but never its own positives."""
+    live = case.batch.live
+    assert live is not None
+    own = set(case.batch.item_P[case.batch.of_P == query].tolist())
+    first, last = int(live.first_us_n[query]), int(live.last_us_n[query])
+    lives = zip(live.lives.since_us_M.tolist(), live.lives.until_us_M.tolist(), strict=True)
+    return {
+        item
+        for item, (since, until) in enumerate(lives)
+        if not any(since <= moment < until for moment in range(first, last + 1))
+    } - own
 
 
 def strength_offset(case: Case, strength: float) -> float:

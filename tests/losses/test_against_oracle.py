@@ -33,7 +33,7 @@ from twotower.records import Block, Ragged
 from twotower.scoring import Lines, encode
 
 from . import oracle
-from .oracle import Case, make_case, unit
+from .oracle import Case, make_case, unit, with_lives
 
 TILES = [None, 1, 3, 64]
 SHARED = {"temperature": 0.7, "learn_temperature": True}
@@ -110,6 +110,8 @@ CASES = {
     "queries, shared and own": make_case(2, batch_of="queries"),
     "queries, shared": make_case(3, batch_of="queries", own=False),
     "queries, own": make_case(4, batch_of="queries", shared=False),
+    "pairs, live at a moment": with_lives(make_case(5, batch_of="pairs"), days=0),
+    "queries, live in a period": with_lives(make_case(6, batch_of="queries"), days=2),
 }
 
 

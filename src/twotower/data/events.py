@@ -16,7 +16,18 @@ from .arrow import TimeUnit, did_you_mean, mask_of, microseconds, numbers
 from .catalogue import Side, ids_of
 from .raw_columns import column_groups, columns_of
 from .readers import Chunk, Source, chunks, column_names, naming
-from .report import BAD_PER, BAD_TAKEN, BAD_TIME, BAD_WEIGHT, NO_ITEM, NO_QUERY, UNKNOWN_ITEM, UNKNOWN_QUERY, Tally
+from .report import (
+    BAD_PER,
+    BAD_TAKEN,
+    BAD_TIME,
+    BAD_WEIGHT,
+    FORGOTTEN,
+    NO_ITEM,
+    NO_QUERY,
+    UNKNOWN_ITEM,
+    UNKNOWN_QUERY,
+    Tally,
+)
 from .vocabulary import one_array, text_form
 
 PARTS = ("train", "valid", "test")
@@ -44,7 +55,7 @@ class Kept:
     table: pa.Table
     """Ids as text, and all columns that features read."""
     item_row: NDArray[np.int64]
-    """-1 in the first pass where there is no item file."""
+    """-1 in the first pass where no file lists the items."""
     query_row: NDArray[np.int64]
     time_us: NDArray[np.int64] | None
     taken: NDArray[np.bool_] | None
@@ -109,8 +120,8 @@ class Events:
         taken = self._taken(table, causes)
         weight = self._weights(table, taken, causes)
         part = self._parts(chunk, group)
-        causes.mark(UNKNOWN_ITEM, item_row < 0, self._item.source is not None)
-        causes.mark(UNKNOWN_QUERY, query_row < 0, self._query.source is not None)
+        causes.mark(UNKNOWN_ITEM, item_row < 0, self._item.is_listed)
+        causes.mark(UNKNOWN_QUERY, query_row < 0, self._query.is_listed)
         if count:
             group.tally.read += len(table)
             for cause, mask in causes.masks():
@@ -131,6 +142,8 @@ class Events:
     def _with_ids(self, chunk: Chunk, causes: _Causes) -> tuple[pa.Table, NDArray[np.int64], NDArray[np.int64]]:
         """The table with its ids as text, and their rows."""
         table = chunk.table
+        if self._schema.query is not None and self._query.forgets:  # first, so that no other cause shows one
+            causes.mark(FORGOTTEN, self._query.is_forgotten(ids_of(chunk, self._schema.query)))
         for column, cause in ((self._schema.item, NO_ITEM), (self._schema.query, NO_QUERY)):
             if column is not None:
                 id_ = ids_of(chunk, column)

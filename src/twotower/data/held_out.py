@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..records import Features, Ragged
+from ..records import Features, LiveAt, Ragged
 from ..schema import History
 from .batches import Histories, Pairs, group_pairs, keep, query_features, without
+from .life import lives_of, period_of
 from .splits import TEST, TRAIN, VALID
 from .store import Store
 
@@ -35,6 +36,8 @@ class HeldOut:
     histories: Histories
     n_repeats: int
     """Held-out pairs left out because the query had met the item before."""
+    live: LiveAt | None
+    """[Q] which items each question may be answered with; None where all are live, always."""
 
     def __len__(self) -> int:
         return len(self.query_Q)
@@ -54,6 +57,9 @@ def held_out(store: Store, part_E: np.ndarray, part: str, *, filter_seen: bool =
     Events of weight 0 answer nothing. What came before is train, and valid too when test is asked. With ``filter_seen``
     an item the query met before is no answer (it could not be recommended) and is counted in ``n_repeats``. Impressions
     that were not taken are neither asked for nor met.
+
+    Where items come and go (``schema.life``) a question that is an event may be answered with what is live at its
+    moment, one that is a query with its held-out items with what is live at some moment of all held-out events.
 
     Raises DataError where nothing is left to ask.
     """
@@ -105,6 +111,7 @@ def _by_query(store: Store, asked: np.ndarray, seen: Pairs, histories: Histories
         seen=seen.items(query_Q) if filter_seen else _nothing(len(query_Q)),
         histories=histories,
         n_repeats=n_repeats,
+        live=_live_throughout(store, asked, len(query_Q)),
     )
 
 
@@ -122,8 +129,30 @@ def _by_event(store: Store, asked: np.ndarray, seen: Pairs, histories: Histories
         left = (truth.lengths() > 0).nonzero()[:, 0]
         query, event, truth, seen_Q = query[left], event[left], truth.take(left), seen_Q.take(left)
     return HeldOut(
-        store=store, query_Q=query, event_Q=event, truth=truth, seen=seen_Q, histories=histories, n_repeats=n_repeats
+        store=store,
+        query_Q=query,
+        event_Q=event,
+        truth=truth,
+        seen=seen_Q,
+        histories=histories,
+        n_repeats=n_repeats,
+        live=_live_at(store, event),
     )
+
+
+def _live_at(store: Store, event: Tensor) -> LiveAt | None:
+    """What is live at the moment of each event."""
+    lives = lives_of(store)
+    if lives is None or store.time_us is None:
+        return _live_throughout(store, event.numpy(), len(event))
+    time_us = torch.from_numpy(np.asarray(store.time_us[event.numpy()]))
+    return LiveAt(lives=lives, first_us_n=time_us, last_us_n=time_us)
+
+
+def _live_throughout(store: Store, asked: np.ndarray, n: int) -> LiveAt | None:
+    """What is live at some moment of the events ``asked``, for n questions."""
+    lives = lives_of(store)
+    return None if lives is None else LiveAt.throughout(lives, *period_of(store, asked), n)
 
 
 def _nothing(n: int) -> Ragged:

@@ -40,6 +40,7 @@ def column_types(schema: Schema) -> dict[str, pa.DataType]:
         *((column, pa.string()) for column in (schema.item_key, schema.query_key)),
         (events.time, pa.timestamp("us")),
         *((column, pa.float64()) for column in events.weight_columns),
+        *((column, pa.timestamp("us")) for column in (schema.life.columns if schema.life is not None else ())),
     ]
     for _, _, feature in schema.features():
         wishes += columns_of(feature).items()

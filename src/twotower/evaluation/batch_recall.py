@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..records import NEG_INF, Ragged
+from ..records import NEG_INF, LiveAt, Ragged
 from .inputs import check_lists, check_vectors
 
 BATCH_K = (1, 5, 10)
@@ -22,6 +22,7 @@ def batch_recall(
     truth: Ragged,
     *,
     seen: Ragged | None = None,
+    live: LiveAt | None = None,
     batch_size: int = 350,
     k: Sequence[int] = BATCH_K,
     seed: int = 0,
@@ -30,9 +31,9 @@ def batch_recall(
 
     The pairs of ``truth`` are shuffled by ``seed`` and dealt into batches; those that fill no batch are left out, as a
     smaller one would be easier. A pair's item competes with the other distinct items of its batch, without those that
-    are true for the query as well and those in its list of ``seen``: to rank these above it is no mistake. Items of
-    equal score stand in random order, and the value is the expectation over it: of ``e`` tied items, the pair's own
-    among them, after ``a`` greater ones, it is ``clamp((k - a) / e, 0, 1)``.
+    are true for the query as well, those in its list of ``seen`` and those not ``live`` for it: to rank these above it
+    is no mistake. Items of equal score stand in random order, and the value is the expectation over it: of ``e`` tied
+    items, the pair's own among them, after ``a`` greater ones, it is ``clamp((k - a) / e, 0, 1)``.
 
     Returns ``batch_recall@k`` for each k, nan where no batch is full. Every pair counts alike, so a query with many
     items counts often: it is no mean over queries.
@@ -67,6 +68,8 @@ def batch_recall(
             own_b1 = score_bU.gather(1, slot_b[:, None])
             for lists in known:
                 _take_out(score_bU, lists.take(query_b), item_U)
+            if live is not None:
+                score_bU.masked_fill_(live.take(query_b).gone(item_U), NEG_INF)
             above_b, tied_b = (score_bU > own_b1).sum(1), 1 + (score_bU == own_b1).sum(1)
             for at, places in enumerate(k):
                 hits_k[at] += ((places - above_b).double() / tied_b).clamp(0.0, 1.0).sum()

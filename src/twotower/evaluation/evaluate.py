@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from ..records import Ragged
+from ..records import LiveAt, Ragged, running_sum
 from .baselines import RandomOrder, popularity_vectors
 from .batch_recall import batch_recall as batch_recall_of
 from .inputs import check_lists, check_vectors, pairs
@@ -30,6 +30,7 @@ def evaluate(
     *,
     item_count_M: Tensor,
     seen: Ragged | None = None,
+    live: LiveAt | None = None,
     k: Sequence[int] = (10, 100),
     tail_max: int = 50,
     head_share: float = 0.5,
@@ -41,7 +42,9 @@ def evaluate(
 
     ``truth`` holds the relevant item rows of each query (distinct in a list), ``seen`` those not to be listed to it
     (usually its training events), ``item_count_M`` the training events of each item. Relevant items that were seen, and
-    queries that have no other, are left out and counted.
+    queries that have no other, are left out and counted. With ``live`` each query is answered with the items that are
+    live for it, in every row of the table; the others are no candidates, and where they are relevant left out and
+    counted too.
 
     Reported, at each k (``metric_names``):
 
@@ -49,7 +52,7 @@ def evaluate(
       over random orders of tied items;
     - ``recall@k_head``, ``_middle``, ``_tail``, ``_unseen``: recall of the relevant items in a slice of the catalogue
       (``Slices``), in the full ranking, over the queries that have any there;
-    - ``coverage``: share of the catalogue that is listed to someone;
+    - ``coverage``: share of the catalogue, or of what is live for someone, that is listed to someone;
     - ``popularity``: training events of the items listed, mean of a query's list. In lists ties go to the lower row.
 
     With ``batch_recall``, a number of pairs, recall among the items of such batches (``batch_recall.batch_recall``)
@@ -76,11 +79,16 @@ def evaluate(
     device = query_QD.device
     item_count_M = item_count_M.to(device)
     seen = None if seen is None else seen.to(device)
-    relevant = _relevant(truth.to(device), seen, n_queries=len(query_QD), n_items=len(item_MD))
+    live = None if live is None else live.to(device)
+    relevant, n_pairs_seen, n_pairs_gone = _relevant(
+        truth.to(device), seen, live, n_queries=len(query_QD), n_items=len(item_MD)
+    )
     task = _Task(
         query_q=relevant.lengths().nonzero()[:, 0],
         truth=relevant,
         seen=seen,
+        live=live,
+        candidate_M=_candidates(live, len(item_MD), device),
         item_count_M=item_count_M,
         slices=Slices.of(item_count_M, tail_max=tail_max, head_share=head_share),
         k=tuple(sorted(set(k))),
@@ -99,8 +107,9 @@ def evaluate(
         n_queries=len(task.query_q),
         n_queries_without_truth=len(query_QD) - len(task.query_q),
         n_pairs=len(relevant.value),
-        n_pairs_seen=len(truth.value) - len(relevant.value),
-        n_items=len(item_MD),
+        n_pairs_seen=n_pairs_seen,
+        n_pairs_gone=n_pairs_gone,
+        n_items=int(task.candidate_M.sum()),
         seconds=seconds,
         batch_recall=None if batch_recall is None else task.batch_recall(query_QD, item_MD, batch_recall, baselines),
     )
@@ -137,7 +146,7 @@ class _Tally:
         for k, listed_M in self._listed_kM.items():
             self.put(f"popularity@{k}", query_b, count_bk[:, :k].sum(1) / there_bk[:, :k].sum(1))
             listed_M[row_bk[:, :k][there_bk[:, :k]]] = True
-            self.coverage[f"coverage@{k}"] = float(listed_M.double().mean())
+            self.coverage[f"coverage@{k}"] = float(listed_M[self._task.candidate_M].double().mean())
 
     def means(self) -> dict[str, float]:
         """The mean of every metric over the queries that have it, in the order of a report."""
@@ -154,6 +163,9 @@ class _Task:
     truth: Ragged
     """[Q] lists of relevant items that were not seen."""
     seen: Ragged | None
+    live: LiveAt | None
+    candidate_M: Tensor
+    """Items that are candidates of some query."""
     item_count_M: Tensor
     slices: Slices
     k: tuple[int, ...]
@@ -182,6 +194,7 @@ class _Task:
                 self.k[-1],
                 truth,
                 exclude=seen,
+                live=self._live_for(query_b),
                 memory_mb=self.memory_mb / 2,
             )
             tally.put_ranks(query_b, ranks, self.slices.slice_M[truth.value])
@@ -194,13 +207,15 @@ class _Task:
         log_unlisted_kM = {k: torch.zeros(self.n_items, dtype=torch.float64, device=self.device) for k in self.k}
         for query_b in self._blocks():
             truth, seen = self._lists_of(query_b)
-            order = RandomOrder(seen, n_queries=len(query_b), item_count_M=self.item_count_M)
+            order = RandomOrder(
+                seen, n_queries=len(query_b), item_count_M=self.item_count_M, live=self._live_for(query_b)
+            )
             tally.put_ranks(query_b, order.ranks(truth, self.k[-1]), self.slices.slice_M[truth.value])
             for k in self.k:
                 tally.put(f"popularity@{k}", query_b, order.popularity_Q())
                 log_unlisted_kM[k] += order.log_unlisted_M(k)
         for k, log_unlisted_M in log_unlisted_kM.items():
-            tally.coverage[f"coverage@{k}"] = float(-torch.expm1(log_unlisted_M).mean())
+            tally.coverage[f"coverage@{k}"] = float(-torch.expm1(log_unlisted_M[self.candidate_M]).mean())
         return tally
 
     def batch_recall(self, query_QD: Tensor, item_MD: Tensor, batch_size: int, baselines: bool) -> BatchRecall:
@@ -213,7 +228,7 @@ class _Task:
             batch_size=batch_size,
             n_pairs=len(self.truth.value),
             rows={
-                name: batch_recall_of(*vectors, self.truth, seen=self.seen, batch_size=batch_size)
+                name: batch_recall_of(*vectors, self.truth, seen=self.seen, live=self.live, batch_size=batch_size)
                 for name, vectors in sides.items()
             },
         )
@@ -226,7 +241,7 @@ class _Task:
             SliceSize(
                 name=name,
                 events=events[name],
-                n_items=int((self.slices.slice_M == number).sum()),
+                n_items=int((self.slices.slice_M[self.candidate_M] == number).sum()),
                 n_queries=len(owner_T[slice_T == number].unique()),
                 n_pairs=int((slice_T == number).sum()),
             )
@@ -241,28 +256,53 @@ class _Task:
     def _lists_of(self, query_b: Tensor) -> tuple[Ragged, Ragged | None]:
         return self.truth.take(query_b), None if self.seen is None else self.seen.take(query_b)
 
+    def _live_for(self, query_b: Tensor) -> LiveAt | None:
+        return None if self.live is None else self.live.take(query_b)
 
-def _relevant(truth: Ragged, seen: Ragged | None, *, n_queries: int, n_items: int) -> Ragged:
-    """The relevant items that were not seen; both lists are checked."""
+
+def _candidates(live: LiveAt | None, n_items: int, device: torch.device) -> Tensor:
+    """[M] items that are live for some query."""
+    if live is None:
+        return torch.ones(n_items, dtype=torch.bool, device=device)
+    since_us_M, until_us_M = live.lives.since_us_M, live.lives.until_us_M
+    first_us_Q, last_us_Q = live.first_us_n.sort().values, live.last_us_n.sort().values
+    too_early_M = torch.searchsorted(last_us_Q, since_us_M)
+    too_late_M = len(first_us_Q) - torch.searchsorted(first_us_Q, until_us_M)
+    return too_early_M + too_late_M < len(first_us_Q)
+
+
+def _relevant(
+    truth: Ragged, seen: Ragged | None, live: LiveAt | None, *, n_queries: int, n_items: int
+) -> tuple[Ragged, int, int]:
+    """The relevant items that were not seen and are live; how many were seen, and how many of the others are not live.
+    Lists are checked."""
     check_lists("truth", truth, n_queries=n_queries, n_items=n_items, distinct=True)
+    n_all = len(truth.value)
     if seen is not None:
         check_lists("seen", seen, n_queries=n_queries, n_items=n_items)
-        truth = _without(truth, seen, n_items)
+        truth = _only(truth, ~_listed(truth, seen, n_items))
+    n_unseen = len(truth.value)
+    if live is not None:
+        truth = _only(truth, ~live.take(truth.owner()).gone(truth.value[:, None])[:, 0])
     if len(truth.value) == 0:
+        or_gone = "" if live is None else " and that is live"
         raise DataError(
-            f"truth: none of the {n_queries} queries has a relevant item that it has not seen, expected at least one; "
-            "check the split, or list seen items too"
+            f"truth: none of the {n_queries} queries has a relevant item that it has not seen{or_gone}, expected at "
+            "least one; check the split, or list seen items too"
         )
-    return truth
+    return truth, n_all - n_unseen, n_unseen - len(truth.value)
 
 
-def _without(truth: Ragged, seen: Ragged, n_items: int) -> Ragged:
-    """The relevant items that were not seen."""
-    keep_T = torch.ones_like(truth.value, dtype=torch.bool)
+def _listed(truth: Ragged, seen: Ragged, n_items: int) -> Tensor:
+    """[T] which relevant items were seen."""
+    parts = []
     for start in range(0, len(truth), _QUERIES_PER_CHECK):
         stop = min(start + _QUERIES_PER_CHECK, len(truth))
-        seen_t = torch.isin(pairs(truth.slice(start, stop), n_items), pairs(seen.slice(start, stop), n_items))
-        keep_T[int(truth.offset[start]) : int(truth.offset[stop])] = ~seen_t
-    offset = torch.zeros_like(truth.offset)
-    torch.cumsum(torch.bincount(truth.owner()[keep_T], minlength=len(truth)), 0, out=offset[1:])
-    return Ragged(offset=offset, value=truth.value[keep_T])
+        parts.append(torch.isin(pairs(truth.slice(start, stop), n_items), pairs(seen.slice(start, stop), n_items)))
+    return torch.cat(parts)
+
+
+def _only(lists: Ragged, kept: Tensor) -> Ragged:
+    """The lists with the values that are kept."""
+    length = torch.bincount(lists.owner()[kept], minlength=len(lists))
+    return Ragged(offset=running_sum(length), value=lists.value[kept])

@@ -75,7 +75,10 @@ class Evaluation:
     n_pairs: int
     n_pairs_seen: int
     """Relevant items left out because the query had seen them."""
+    n_pairs_gone: int
+    """Relevant items left out because they are not live when they are asked for."""
     n_items: int
+    """Candidates: the catalogue, or what is live for some query."""
     seconds: float
     """For the model's row, vectors given."""
     batch_recall: BatchRecall | None = None
@@ -114,6 +117,7 @@ class Evaluation:
             "n_queries_without_truth": self.n_queries_without_truth,
             "n_pairs": self.n_pairs,
             "n_pairs_seen": self.n_pairs_seen,
+            "n_pairs_gone": self.n_pairs_gone,
             "n_items": self.n_items,
             "seconds": self.seconds,
         }
@@ -135,6 +139,7 @@ class Evaluation:
         left_out = [
             f"{self.n_queries_without_truth:,} queries left out that have none" * (self.n_queries_without_truth > 0),
             f"{self.n_pairs_seen:,} relevant items left out that were seen" * (self.n_pairs_seen > 0),
+            f"{self.n_pairs_gone:,} relevant items left out that were not live" * (self.n_pairs_gone > 0),
         ]
         parts = [
             f"{self.n_queries:,} queries with {self.n_pairs:,} relevant items among {self.n_items:,}",

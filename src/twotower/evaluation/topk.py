@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..records import NEG_INF, Ragged
+from ..records import NEG_INF, LiveAt, Ragged
 from .inputs import check_lists, check_vectors
 from .ranks import Ranks
 from .selection import GROUP, Best, bytes_per_query, rows_of, scores_of
@@ -41,10 +41,12 @@ def top_k(
     k: int,
     *,
     exclude: Ragged | None = None,
+    live: LiveAt | None = None,
     memory_mb: float = 64.0,
     check: bool = True,
 ) -> TopK:
-    """The k items with the greatest inner product with each query, without those of its list in ``exclude``.
+    """The k items with the greatest inner product with each query, without those of its list in ``exclude``, and of
+    those that are ``live`` for it where that is given.
 
     Vectors may be of any float type; they are multiplied in float32 on the device of the queries. ``item_MD`` may be a
     memory-mapped file: it is read in slices. Rows in ``exclude`` may be in any order and repeat. ``memory_mb`` bounds
@@ -57,7 +59,7 @@ def top_k(
     """
     if check:
         check_vectors(query_QD, item_MD)
-    found = _scan(query_QD, item_MD, k, exclude=exclude, truth=None, memory_mb=memory_mb)
+    found = _scan(query_QD, item_MD, k, exclude=exclude, live=live, truth=None, memory_mb=memory_mb)
     return TopK(row_Qk=rows_of(found.key_QL), score_Qk=scores_of(found.key_QL))
 
 
@@ -68,12 +70,13 @@ def top_k_and_ranks(
     truth: Ragged,
     *,
     exclude: Ragged | None = None,
+    live: LiveAt | None = None,
     memory_mb: float = 64.0,
 ) -> tuple[TopK, Ranks]:
     """``top_k`` and, from the same scores, where the relevant items of each query stand down to position k.
 
-    ``truth`` holds the relevant rows, distinct inside a list. One that is also excluded can't be reached: its rank is k
-    or more.
+    ``truth`` holds the relevant rows, distinct inside a list. One that is also excluded, or not live, can't be reached:
+    its rank is k or more.
 
     Raises:
         DataError: as ``top_k``; a relevant row given twice to a query.
@@ -81,7 +84,7 @@ def top_k_and_ranks(
     check_vectors(query_QD, item_MD)
     check_lists("truth", truth, n_queries=len(query_QD), n_items=len(item_MD), distinct=True)
     # One place more than asked for tells whether the items that tie with the k-th go on after it.
-    found = _scan(query_QD, item_MD, k + 1, exclude=exclude, truth=truth, memory_mb=memory_mb)
+    found = _scan(query_QD, item_MD, k + 1, exclude=exclude, live=live, truth=truth, memory_mb=memory_mb)
     score_QL = scores_of(found.key_QL)
     top = TopK(row_Qk=rows_of(found.key_QL[:, :k]), score_Qk=score_QL[:, :k])
     return top, _ranks(truth.owner(), found.truth_score_T, score_QL, found.tied_Q)
@@ -114,7 +117,14 @@ class _PairsByItem:
 
 
 def _scan(
-    query_QD: Tensor, item_MD: Tensor, keep: int, *, exclude: Ragged | None, truth: Ragged | None, memory_mb: float
+    query_QD: Tensor,
+    item_MD: Tensor,
+    keep: int,
+    *,
+    exclude: Ragged | None,
+    live: LiveAt | None,
+    truth: Ragged | None,
+    memory_mb: float,
 ) -> _Found:
     """One pass over all tiles of queries and items."""
     n_queries, n_items, device = len(query_QD), len(item_MD), query_QD.device
@@ -139,6 +149,8 @@ def _scan(
             if excluded is not None:
                 query_e, column_e, _ = excluded.within(first, last)
                 score_qC[query_e, column_e] = NEG_INF
+            if live is not None:
+                _take_out_gone(score_qC, live.slice(start, stop), first, last)
             if relevant is not None:
                 query_t, column_t, place_t = relevant.within(first, last)
                 found.truth_score_T[first_truth + place_t] = score_qC[query_t, column_t]
@@ -146,6 +158,15 @@ def _scan(
         found.key_QL[start:stop] = best.key_qL
         found.tied_Q[start:stop] = best.tied_q
     return found
+
+
+def _take_out_gone(score_qC: Tensor, live: LiveAt, first: int, last: int) -> None:
+    """Items ``first`` to ``last`` that are not live for a query get -inf there. Only those that some query lacks are
+    looked at query by query."""
+    row_c = torch.arange(first, last, device=score_qC.device)
+    column_s = live.ever_gone(row_c).nonzero()[:, 0]
+    for column in column_s.split(max(1, score_qC.shape[1] // 8)):
+        score_qC[:, column] = score_qC[:, column].masked_fill_(live.gone(row_c[column]), NEG_INF)
 
 
 def _tiles(query_qD: Tensor, item_MD: Tensor, width: int, buffer: Tensor) -> Iterator[tuple[int, int, Tensor]]:

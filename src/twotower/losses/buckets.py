@@ -118,6 +118,7 @@ def part_of(encoded: Encoded, query_b: Tensor, column_y: Tensor, total_weight: T
         of_P=of_p,
         weight_P=batch.weight_P[pair_p],
         known=Ragged(offset=batch.known.offset, value=batch.known.value).take(query_b),
+        live=None if batch.live is None else batch.live.take(query_b),
     )
     return replace(
         encoded,

@@ -21,6 +21,7 @@ from ..errors import ConfigError
 from ..part import Changes, Facts
 from ..records import NEG_INF, Batch, Block, Encoded, Ragged
 from .drawing import by_softmax, one_of, uniform
+from .live import LiveRows
 from .neighbours import two_hop_neighbours
 from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
@@ -221,25 +222,35 @@ class Gibbs(Chain):
     grid_RC: Tensor = field(init=False)
     """Item row of each cell; -1: an empty cell, at the end of the last row."""
     cell_M: Tensor = field(init=False)
+    """Cell of each item; -1 where it may not be drawn."""
+    live: LiveRows = field(init=False)
 
     def setup(self, facts: Facts) -> None:
         super().setup(facts)
-        n_columns = math.isqrt(max(facts.n_items - 1, 0)) + 1
-        n_rows = -(-facts.n_items // n_columns)
-        order_M = torch.randperm(facts.n_items, generator=torch.Generator().manual_seed(0))
+        self.live = LiveRows(facts)
+        n_columns = math.isqrt(max(self.live.n - 1, 0)) + 1
+        n_rows = -(-self.live.n // n_columns)
+        order_L = self.live.rows(torch.device("cpu"))[
+            torch.randperm(self.live.n, generator=torch.Generator().manual_seed(0))
+        ]
         grid = torch.full((n_rows * n_columns,), -1)
-        grid[: facts.n_items] = order_M
+        grid[: self.live.n] = order_L
+        cell_M = torch.full((facts.n_items,), -1)
+        cell_M[order_L] = torch.arange(self.live.n)
         # Any layout is right, so that of tomorrow's catalogue may be another.
         self.register_buffer("grid_RC", grid.view(n_rows, n_columns), persistent=False)
-        self.register_buffer("cell_M", order_M.argsort(), persistent=False)
+        self.register_buffer("cell_M", cell_M, persistent=False)
 
     def room(self, sizes: Sizes) -> Room:
         n_cells = sizes.n_items + math.isqrt(sizes.n_items) + 1
-        return super().room(sizes) + Room(kept=8 * (n_cells + sizes.n_items))
+        return super().room(sizes) + Room(kept=8 * (n_cells + sizes.n_items)) + LiveRows.room(sizes)
 
     def start(self, batch: Batch, look: Look, rng: torch.Generator) -> Tensor:
         shape = (len(batch.query_B), self.n)
-        return torch.randint(len(self.cell_M), shape, generator=rng, device=rng.device).to(self.cell_M.device)
+        return self.live.draw(shape, rng).to(self.cell_M.device)
+
+    def is_closed(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
+        return self.live.gone(row)
 
     def walk(
         self, row_Cn: Tensor, steps: int, query_C: Tensor, batch: Batch, look: Look, rng: torch.Generator
@@ -277,8 +288,13 @@ class Gibbs(Chain):
         """[M, M] each: a redraw of the column, and one of the row; each is in balance on its own."""
         n_columns = self.grid_RC.shape[1]
         row_M, column_M = self.cell_M // n_columns, self.cell_M % n_columns
+        log_target_M = self.live.only(log_target_M)
         column, row = (
-            log_target_M.double().expand(len(at_M), -1).masked_fill(at_M[:, None] != at_M, NEG_INF).softmax(1)
+            log_target_M.double()
+            .expand(len(at_M), -1)
+            .masked_fill(at_M[:, None] != at_M, NEG_INF)
+            .softmax(1)
+            .nan_to_num()
             for at_M in (row_M, column_M)
         )
         return column, row

@@ -78,13 +78,13 @@ class Conditional(Sampler):
 
     def setup(self, facts: Facts) -> None:
         n_items, item_E = facts.n_items, facts.events.item_E
-        weight_M = power(facts.item_count_M.double(), self.alpha)
+        weight_M = facts.of_live(power(facts.item_count_M.double(), self.alpha))
         log_popular_M = share(self, weight_M).log().float()
         self.popular = AliasTable(weight_M)
 
         chunks = torch.arange(len(item_E)).split(_CHUNK)
         group_E = torch.cat([self._groups(facts.events.features(index)) for index in chunks])
-        has = group_E >= 0
+        has = (group_E >= 0) & facts.of_live(torch.ones(n_items, dtype=torch.bool))[item_E]
         group_G, of_E = group_E[has].unique(return_inverse=True)
         key_Z, count_Z = (of_E * n_items + item_E[has]).unique(return_counts=True)
         weight_Z, of_Z = count_Z.double() ** self.alpha, key_Z // n_items

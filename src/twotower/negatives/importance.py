@@ -21,6 +21,7 @@ from ..errors import ConfigError
 from ..part import Changes, Facts, carry_rows
 from ..records import NEG_INF, Batch, Block, Encoded, running_sum
 from .drawing import by_weight
+from .live import LiveRows
 from .room import Room, Sizes
 from .sampler import Look, Sampler
 from .scores import scores
@@ -129,6 +130,8 @@ class AdaptiveImportance(Sampler):
     popular_M: Tensor = field(init=False)
     projection_DH: Tensor = field(init=False)
     histogram_CM: Tensor = field(init=False)
+    live: LiveRows = field(init=False)
+    has_forgotten: bool = field(init=False)
 
     def __post_init__(self) -> None:
         _require(self.block >= 1, "block", self.block, "at least 1 item")
@@ -142,9 +145,10 @@ class AdaptiveImportance(Sampler):
         _require(0 < self.smoothing < math.inf, "smoothing", self.smoothing, "above 0: an item without a share is lost")
 
     def setup(self, facts: Facts) -> None:
-        weight_M = (facts.item_count_M.double() + self.smoothing) ** self.alpha
+        self.live, self.has_forgotten = LiveRows(facts), False
+        weight_M = facts.of_live((facts.item_count_M.double() + self.smoothing) ** self.alpha)
         popular_M = (weight_M / weight_M.sum()).float()
-        least = float(popular_M.min())
+        least = float(popular_M[self.live.rows(popular_M.device)].min())
         _require(least > 0, "alpha", self.alpha, f"one that leaves every item a share; the smallest would be {least}")
         projection_DH = torch.randn(facts.width, self.bits, generator=torch.Generator().manual_seed(0))
         # The popular law follows from the data, so it is not saved: tomorrow's run counts tomorrow's events.
@@ -164,7 +168,9 @@ class AdaptiveImportance(Sampler):
 
     def room(self, sizes: Sizes) -> Room:
         most = max(self.cap // self.block * self.block, sizes.n_items)
-        return Room(own=most, kept=4 * (sizes.n_items * (1 + 2**self.bits) + sizes.width * self.bits))
+        return Room(own=most, kept=4 * (sizes.n_items * (1 + 2**self.bits) + sizes.width * self.bits)) + LiveRows.room(
+            sizes
+        )
 
     def cluster(self, query_BD: Tensor) -> Tensor:
         """[B] sign patterns, as numbers from 0 to 2^bits - 1."""
@@ -193,6 +199,7 @@ class AdaptiveImportance(Sampler):
 
     def _draw_until_enough(self, look: Look, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """[B, K] what was drawn, and [B] whether it is enough."""
+        self._forget_gone()
         cluster_B = self.cluster(look.query_BD)
         present_C, which_B = cluster_B.unique(return_inverse=True)
         n_queries, n_items, device = len(cluster_B), len(self.popular_M), cluster_B.device
@@ -216,19 +223,30 @@ class AdaptiveImportance(Sampler):
             open_A = open_A[~reached_B[open_A]]
         return torch.cat(drawn, 1) if drawn else which_B.new_zeros(0, self.block), reached_B
 
+    def _forget_gone(self) -> None:
+        """The histograms of a saved state may have shares of items that may not be drawn any more; looked at once."""
+        if self.has_forgotten:
+            return
+        self.has_forgotten = True
+        gone_M = self.live.gone(torch.arange(len(self.popular_M), device=self.popular_M.device))
+        if bool((self.histogram_CM[:, gone_M] > 0).any()):
+            self.histogram_CM[:, gone_M] = 0
+            total_C1 = self.histogram_CM.sum(1, keepdim=True)
+            self.histogram_CM.copy_(torch.where(total_C1 > 0, self.histogram_CM / total_C1, self.popular_M))
+
     def _with_catalogue(
         self, row_BK: Tensor, log_weight_BK: Tensor, is_short_B: Tensor, batch: Batch, look: Look
     ) -> tuple[Tensor, Tensor]:
         """The same lists, but the whole catalogue, weighed by its own count, for those that were not enough."""
-        n_items = len(self.popular_M)
+        n_items = self.live.n
         row_BL = row_BK.new_full((len(row_BK), max(n_items, row_BK.shape[1])), -1)
         log_weight_BL = log_weight_BK.new_zeros(row_BL.shape)
         row_BL[:, : row_BK.shape[1]] = row_BK
         log_weight_BL[:, : row_BK.shape[1]] = log_weight_BK
-        every_M = torch.arange(n_items, device=row_BK.device)
+        every_L = self.live.rows(row_BK.device)
         row_BL[is_short_B] = -1
-        row_BL[is_short_B, :n_items] = every_M
-        log_weight_BL[is_short_B, :n_items] = self.log_count(every_M, batch, look)[is_short_B]
+        row_BL[is_short_B, :n_items] = every_L
+        log_weight_BL[is_short_B, :n_items] = self.log_count(every_L, batch, look)[is_short_B]
         return row_BL, log_weight_BL
 
     def observe(self, blocks: tuple[Block, ...], encoded: Encoded, look: Look) -> Tensor | None:

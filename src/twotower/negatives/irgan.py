@@ -137,9 +137,9 @@ class IRGAN(Policy):
     def _scores(self, vectors: _Vectors, known: Ragged) -> Tensor:
         """[C, M] g over the temperature; -inf for what may not be drawn."""
         query_CD, bias_M = vectors.query_CD / self.temperature, vectors.bias_M / self.temperature
-        score_CM = torch.addmm(bias_M, query_CD, vectors.item_MD.T)
+        score_CM = self.live.only(torch.addmm(bias_M, query_CD, vectors.item_MD.T))
         if not bool(vectors.named_C.all()):
-            score_CM = score_CM.masked_fill(~vectors.named_C[:, None], 0.0)
+            score_CM = self.live.only(score_CM.masked_fill(~vectors.named_C[:, None], 0.0))
         if self.exclude_known:
             flat = known.owner() * self.n_items + known.value
             score_CM = score_CM.view(-1).index_fill(0, flat, NEG_INF).view_as(score_CM)

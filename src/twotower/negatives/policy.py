@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from ..part import Facts
 from ..records import Block, Encoded
 from ..tables import Table, TableSettings
+from .live import LiveRows
 from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
 from .scores import dots
@@ -52,6 +53,7 @@ class Policy(Sampler):
     lr_scale: float = 1.0
 
     n_items: int = field(init=False)
+    live: LiveRows = field(init=False)
     of_query: Table = field(init=False)
     of_item: Table = field(init=False)
     of_bias: Table | None = field(init=False)
@@ -75,7 +77,7 @@ class Policy(Sampler):
                 "choose another sampler"
             )
         settings = TableSettings(deviation=_DEVIATION, lr_scale=self.lr_scale)
-        self.n_items = facts.n_items
+        self.n_items, self.live = facts.n_items, LiveRows(facts)
         self.of_query = Table(len(facts.query_count_Q), self.dim, settings, of="queries")
         self.of_item = Table(facts.n_items, self.dim, settings, of="items")
         self.of_bias = None
@@ -84,7 +86,9 @@ class Policy(Sampler):
 
     def room(self, sizes: Sizes) -> Room:
         bias = ((sizes.n_items, 1),) if self.bias else ()
-        return Room(own=self.n, tables=((sizes.n_queries, self.dim), (sizes.n_items, self.dim), *bias))
+        return Room(own=self.n, tables=((sizes.n_queries, self.dim), (sizes.n_items, self.dim), *bias)) + LiveRows.room(
+            sizes
+        )
 
     def learns(self, blocks: tuple[Block, ...], look: Look) -> bool:
         """Whether the generator takes a step: what it drew is there, and it is its turn."""

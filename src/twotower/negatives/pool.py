@@ -29,7 +29,8 @@ class Pool:
     row_CP: Tensor
     """Item rows; -1 is an empty place."""
     score_CP: Tensor
-    """Of the current model, not divided by a temperature; -inf where the place is empty or the item known."""
+    """Of the current model, not divided by a temperature; -inf where the place is empty, or the item known or not
+    live."""
     positive_C: Tensor
     """Mean score of the query's positives in the batch."""
     log_count_CP: Tensor
@@ -69,7 +70,8 @@ class Pooled(Sampler):
     """What another sampler offers, as chosen or weighed for each query by the scores of the current model.
 
     ``of`` draws the pool: its own candidates for each query, or shared ones for all to choose from. What a query is
-    known to like is never chosen. The choice has no density, so it goes with losses that are not corrected.
+    known to like, and what is not live at its time, is never chosen. The choice has no density, so it goes with losses
+    that are not corrected.
 
     A subclass says in ``choose`` which places of a pool are taken.
     """
@@ -161,10 +163,11 @@ def _side_by_side(blocks: list[Block], batch: Batch, dim: int) -> Block:
 
 
 def candidate_rows(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> Tensor:
-    """[B, P] rows that ``of`` offers to each query, shared ones too; -1 for an empty place or what the query knows."""
+    """[B, P] rows that ``of`` offers to each query, shared ones too; -1 for an empty place, what the query knows
+    and what is not live for it."""
     shared, own = offered(of, batch, look, rng)
     row_BP = torch.cat([shared.row.expand(len(own.row), -1), own.row], 1)
-    return row_BP.masked_fill(batch.known.holds(row_BP), -1)
+    return row_BP.masked_fill(batch.closed(row_BP), -1)
 
 
 def pools(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> Iterator[Pool]:
@@ -181,7 +184,7 @@ def pools(of: Sampler, batch: Batch, look: Look, rng: torch.Generator) -> Iterat
         row_CP = torch.cat([shared_N.expand(len(query_CD), -1), own_CK], 1)
         log_weight_CP = torch.cat([shared.log_weight.expand(len(query_CD), -1), own.log_weight[at]], 1)
         score_CP = torch.cat([query_CD @ column_ND.T, dots(query_CD, table_UD, slot_BK[at])], 1)
-        closed_CP = (row_CP < 0) | batch.known.slice(at.start, at.stop).holds(row_CP)
+        closed_CP = (row_CP < 0) | batch.closed(row_CP, at)
         yield Pool(
             query_C=torch.arange(at.start, at.stop, device=row_CP.device),
             row_CP=row_CP,

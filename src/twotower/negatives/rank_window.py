@@ -13,6 +13,7 @@ from ..part import Changes, Facts
 from ..records import NEG_INF, Batch, Block, Ragged, find, running_sum
 from ..scoring import tile_for
 from .drawing import best, some_of
+from .live import LiveRows
 from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
 from .scores import snapshot
@@ -24,10 +25,10 @@ class RankWindow(Sampler):
         count_u(i) = n / (last - first + 1) for the items there, 0 for all others
 
     Ranked are the scores of the current query vector with a snapshot of all item vectors, without what the query is
-    known to like. The snapshot is of the model as it is before step ``after`` + 1, and taken anew every
-    ``refresh_every`` steps; the first ``after`` steps have no candidates from here. Ranks before ``first`` are left
-    out because they hold too many positives nobody knows of. Where a query has fewer than ``last`` items to rank, its
-    window ends there, and holds all the same n, or all there are.
+    known to like and what is not live at its time. The snapshot is of the model as it is before step ``after`` + 1, and
+    taken anew every ``refresh_every`` steps; the first ``after`` steps have no candidates from here. Ranks before
+    ``first`` are left out because they hold too many positives nobody knows of. Where a query has fewer than ``last``
+    items to rank, its window ends there, and holds all the same n, or all there are.
 
     Hard candidates alone train worse than random ones alone: take a hundred easy ones for each, as in
     ``Uniform(100, per_query=True) + RankWindow(1)``. Alone, no positive ever has a chance to be drawn, so losses that
@@ -63,6 +64,7 @@ class RankWindow(Sampler):
     """The snapshot."""
     taken_at: Tensor = field(init=False)
     """Step that the snapshot was taken before; 0: there is none."""
+    live: LiveRows = field(init=False)
     windows: Windows | None = field(init=False)
     """Those of the last draw."""
 
@@ -81,9 +83,10 @@ class RankWindow(Sampler):
         return self.after
 
     def setup(self, facts: Facts) -> None:
-        if self.first > facts.n_items:
+        self.live = LiveRows(facts)
+        if self.first > self.live.n:
             raise ConfigError(
-                f"RankWindow: first is rank {self.first}, but there are {facts.n_items} items: lower first and last"
+                f"RankWindow: first is rank {self.first}, but there are {self.live.n} items: lower first and last"
             )
         device = facts.item_count_M.device
         self.register_buffer("item_MD", torch.zeros(facts.n_items, facts.width, device=device))
@@ -94,7 +97,7 @@ class RankWindow(Sampler):
         """Nothing: an old snapshot lacks the new items, so the next step takes another."""
 
     def room(self, sizes: Sizes) -> Room:
-        return Room(own=self.n, kept=4 * sizes.n_items * sizes.width + 8)
+        return Room(own=self.n, kept=4 * sizes.n_items * sizes.width + 8) + LiveRows.room(sizes)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         is_due = (look.step - self.after - 1) % self.refresh_every == 0 or not int(self.taken_at)
@@ -123,6 +126,10 @@ class RankWindow(Sampler):
                 score_CM = query_BD[start:stop].to(self.item_MD.dtype) @ self.item_MD.T
                 known = batch.known.slice(start, stop)
                 score_CM[known.owner(), known.value] = NEG_INF
+                score_CM = self.live.only(score_CM)
+                if batch.live is not None:
+                    gone_CM = batch.live.slice(start, stop).gone(torch.arange(n_items, device=score_CM.device))
+                    score_CM = score_CM.masked_fill(gone_CM, NEG_INF)
                 row_BW[start:stop] = best(score_CM, last)[:, self.first - 1 :]
         return Windows.of(batch, query_BD, row_BW)
 

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..part import Changes, Facts
 from ..records import NEG_INF, Batch, Block
 from .drawing import best, by_softmax, gumbel, uniform
+from .live import LiveRows
 from .pool import Pool, Pooled
 from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
@@ -62,6 +63,9 @@ class AOBPR(Sampler):
     deviation_D: Tensor = field(init=False)
     refreshed_at: Tensor = field(init=False)
     """Step; 0 is never."""
+    live: LiveRows = field(init=False)
+    orders_fit: bool = field(init=False)
+    """Whether the orders are known to be of the items that may be drawn: those of a saved state may not be."""
 
     def __post_init__(self) -> None:
         require_some(self, self.n)
@@ -71,6 +75,7 @@ class AOBPR(Sampler):
             raise ConfigError(f"AOBPR: refresh_every is {self.refresh_every}, expected at least 1 step")
 
     def setup(self, facts: Facts) -> None:
+        self.live, self.orders_fit = LiveRows(facts), False
         draws_a_step = self.n * max(facts.batch_size, 1)
         by_paper = round(facts.n_items * math.log(max(facts.n_items, 1)) / draws_a_step)
         self.period = max(1, by_paper) if self.refresh_every is None else self.refresh_every
@@ -84,15 +89,15 @@ class AOBPR(Sampler):
         """Nothing: old orders lack the new items, so the next draw makes new ones."""
 
     def room(self, sizes: Sizes) -> Room:
-        return Room(own=self.n, kept=(8 * sizes.n_items + 4) * sizes.width + 8)
+        return Room(own=self.n, kept=(8 * sizes.n_items + 4) * sizes.width + 8) + LiveRows.room(sizes)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         self._refresh(look)
-        share_BD, n_items = self._factors(look), self.order_DM.shape[1]
+        share_BD, n_live = self._factors(look), self.live.n
         lot_BK, rank_lot_BK = (uniform((len(share_BD), self.n), rng, share_BD.device) for _ in range(2))
-        factor_BK, rank_BK = by_softmax(share_BD.log(), lot_BK), self._rank(rank_lot_BK, n_items)
+        factor_BK, rank_BK = by_softmax(share_BD.log(), lot_BK), self._rank(rank_lot_BK)
         falls_BK = look.query_BD.gather(1, factor_BK) >= 0
-        place_BK = torch.where(falls_BK, rank_BK, n_items - 1 - rank_BK)
+        place_BK = torch.where(falls_BK, rank_BK, n_live - 1 - rank_BK)
         return (Block.of(self.order_DM[factor_BK, place_BK].long()),)
 
     def log_count(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
@@ -111,16 +116,26 @@ class AOBPR(Sampler):
     def _refresh(self, look: Look) -> None:
         """Make the orders where there are none, or old ones."""
         at = int(self.refreshed_at)
-        if at and look.step < at + self.period:
+        if at and look.step < at + self.period and self._orders_fit():
             return
         width, n_items = self.order_DM.shape
         item_MD = snapshot(self.deviation_D.new_empty(n_items, width), look)
-        row_M = torch.arange(n_items, dtype=torch.int32, device=item_MD.device)
-        self.deviation_D.copy_(item_MD.std(0, correction=0))
-        for order_M, rank_M, value_M in zip(self.order_DM, self.rank_DM, item_MD.T, strict=True):
-            order_M.copy_(value_M.argsort(descending=True, stable=True))
-            rank_M[order_M.long()] = row_M
+        row_L = self.live.rows(item_MD.device)
+        item_LD, rank_L = item_MD[row_L], torch.arange(len(row_L), dtype=torch.int32, device=item_MD.device)
+        self.deviation_D.copy_(item_LD.std(0, correction=0))
+        for order_M, rank_M, value_L in zip(self.order_DM, self.rank_DM, item_LD.T, strict=True):
+            order_L = row_L[value_L.argsort(descending=True, stable=True)]
+            order_M[: len(row_L)] = order_L
+            rank_M[order_L] = rank_L
         self.refreshed_at.fill_(look.step)
+        self.orders_fit = True
+
+    def _orders_fit(self) -> bool:
+        """Whether the orders are of the items that may be drawn; looked at once."""
+        if not self.orders_fit:
+            ordered_L = self.order_DM[0, : self.live.n].long().sort().values
+            self.orders_fit = torch.equal(ordered_L, self.live.rows(ordered_L.device))
+        return self.orders_fit
 
     def _factors(self, look: Look) -> Tensor:
         """[B, D] float64 p(f | u); even where nothing is known of the query, or of any factor it cares about."""
@@ -128,20 +143,19 @@ class AOBPR(Sampler):
         total_B1 = weight_BD.sum(1, keepdim=True)
         return torch.where(total_B1 > 0, weight_BD / total_B1, 1 / weight_BD.shape[1])
 
-    def _rank(self, lot: Tensor, n_items: int) -> Tensor:
-        """Uniform lots -> ranks 0 to M - 1: an exponential variate below M, rounded down."""
-        below_end = -math.expm1(-n_items / self.scale)
-        return (-self.scale * torch.log1p(-lot * below_end)).long().clamp(max=n_items - 1)
+    def _rank(self, lot: Tensor) -> Tensor:
+        """Uniform lots -> ranks 0 to M - 1: an exponential variate below M, rounded down; M counts the live."""
+        below_end = -math.expm1(-self.live.n / self.scale)
+        return (-self.scale * torch.log1p(-lot * below_end)).long().clamp(max=self.live.n - 1)
 
     def _by_rank(self, row_N: Tensor, factor: int | None = None) -> Tensor:
         """[2 D, N] float64 p(rank) of items, in the falling orders of all factors and then the rising ones; of one
         factor [2, N]."""
         rank_DM = self.rank_DM if factor is None else self.rank_DM[factor : factor + 1]
-        n_items = rank_DM.shape[1]
         rank_DN = rank_DM[:, row_N].double()
-        both_EN = torch.cat([rank_DN, n_items - 1 - rank_DN])
-        scaled = -math.expm1(-1 / self.scale) / -math.expm1(-n_items / self.scale)
-        return both_EN.div_(-self.scale).exp_().mul_(scaled)
+        both_EN = torch.cat([rank_DN, self.live.n - 1 - rank_DN])
+        scaled = -math.expm1(-1 / self.scale) / -math.expm1(-self.live.n / self.scale)
+        return self.live.only(both_EN.div_(-self.scale), row_N).exp_().mul_(scaled)
 
 
 class FirstViolation(Pooled):
@@ -170,7 +184,7 @@ class FirstViolation(Pooled):
     margin: float = 0.1
     weight: Literal["rank", "log_rank"] = "rank"
 
-    n_items: int = field(init=False)
+    n_live: int = field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -181,7 +195,7 @@ class FirstViolation(Pooled):
 
     def setup(self, facts: Facts) -> None:
         super().setup(facts)
-        self.n_items = facts.n_items
+        self.n_live = facts.n_live
 
     def room(self, sizes: Sizes) -> Room:
         return super().room(sizes).chosen(1)
@@ -192,6 +206,6 @@ class FirstViolation(Pooled):
         violates_CP = pool.score_CP > (pool.positive_C - self.margin)[:, None]
         place_C1 = best(turn_CP.masked_fill(~violates_CP, NEG_INF), 1)
         trials_C1 = (turn_CP >= turn_CP.gather(1, place_C1.clamp(min=0))).sum(1, keepdim=True)
-        rank_C1 = ((self.n_items - 1) // trials_C1).float()
+        rank_C1 = ((self.n_live - 1) // trials_C1).float()
         log_weight_C1 = rank_C1.log() if self.weight == "rank" else rank_C1.clamp(min=1).log().log()
         return place_C1.masked_fill(log_weight_C1 == NEG_INF, -1), log_weight_C1

@@ -75,7 +75,7 @@ class Rejection(Sampler):
     def setup(self, facts: Facts) -> None:
         self.of.setup(facts)
         self.target.setup(facts)
-        q_M, p_M = (share(law, law.weights(facts)) for law in (self.of, self.target))
+        q_M, p_M = (share(law, law.live_weights(facts)) for law in (self.of, self.target))
         never = int(((p_M > 0) & (q_M == 0)).sum())
         if never:
             raise ConfigError(
@@ -156,7 +156,7 @@ class Unknown(Sampler):
         return self.of.n
 
     def setup(self, facts: Facts) -> None:
-        weight_M = self.of.weights(facts)
+        weight_M = self.of.live_weights(facts)
         share(self.of, weight_M)  # which tells where there is nothing to draw
         self.n_drawn = int((weight_M > 0).sum())
         # Follows from the data, so it is not saved: tomorrow's run counts tomorrow's events.

@@ -93,9 +93,9 @@ class RNS(Policy):
     @torch.no_grad()
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         n_queries, device = len(batch.query_B), batch.item_P.device
-        any_BP = torch.randint(self.n_items, (n_queries, self.pool), generator=rng, device=rng.device).to(device)
+        any_BP = self.live.draw((n_queries, self.pool), rng).to(device)
         pool_BP = torch.cat([any_BP, one_of(self._shown, batch.query_B, rng)[:, None]], 1)
-        pool_BP = pool_BP.masked_fill(batch.known.holds(pool_BP), -1)
+        pool_BP = pool_BP.masked_fill(batch.closed(pool_BP), -1)
         lot_Bn = uniform((n_queries, self.n), rng, device)
         place_Bn = by_softmax(self._scores(batch.query_B, pool_BP), lot_Bn)
         self.drawn = pool_BP, place_Bn

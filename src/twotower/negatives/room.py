@@ -21,6 +21,8 @@ class Sizes:
     most_batch_items: int
     """The most that one can: in batches of queries, those of the queries with most pairs."""
     width: int
+    some_come_and_go: bool = False
+    """Whether not all items may be drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

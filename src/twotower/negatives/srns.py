@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..part import Changes, Facts
 from ..records import NEG_INF, Batch, Block, Encoded
 from .drawing import best, gumbel, picked, uniform
+from .live import LiveRows
 from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
 from .scores import positive_scores, scores
@@ -104,7 +105,7 @@ class SRNS(Sampler):
         n_queries = len(facts.query_count_Q)
         if not n_queries:
             raise ConfigError("negatives: SRNS has a memory for each query, but queries have no id: name one")
-        self.n_items, self.steps_per_epoch = facts.n_items, facts.steps_per_epoch
+        self.live, self.steps_per_epoch = LiveRows(facts), facts.steps_per_epoch
         places = min(self.pool, facts.n_items)
         self.whole = places == facts.n_items
         history = torch.full((n_queries, places, _VISITS), float("nan"), dtype=torch.float16)
@@ -132,7 +133,7 @@ class SRNS(Sampler):
     def room(self, sizes: Sizes) -> Room:
         places = min(self.pool, sizes.n_items)
         of_query = places * (4 + 2 * _VISITS) + min(self.memory, places) * 4 + 4
-        return Room(own=self.n, kept=of_query * sizes.n_queries)
+        return Room(own=self.n, kept=of_query * sizes.n_queries) + LiveRows.room(sizes)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
         first_B = batch.first_lines()
@@ -141,7 +142,7 @@ class SRNS(Sampler):
         p_BP = torch.sigmoid(score_BP - positive_scores(batch, look)[:, None])
         at_B = (visits_B % _VISITS)[:, None, None].expand(-1, p_BP.shape[1], 1)
         history_BPT = history_BPT.scatter(2, at_B, p_BP[:, :, None].to(history_BPT.dtype))
-        known_BP = batch.known.holds(pool_BP)
+        known_BP = batch.closed(pool_BP) | self.live.gone(pool_BP)
         renewed_BS = self._renewed(memory_BS, score_BP.masked_fill(known_BP, NEG_INF), rng)
         kept = ((first_B == torch.arange(len(first_B), device=first_B.device)) & (batch.query_B >= 0)).nonzero()[:, 0]
         self.visit = _Visit(  # the buffers are as they were until the step is observed
@@ -176,10 +177,7 @@ class SRNS(Sampler):
         n_places, size = self.pool_QP.shape[1], self.memory_QS.shape[1]
         device, shape = query_B.device, (len(query_B), n_places)
         place_P = torch.arange(n_places, device=device)
-        if self.whole:
-            row_BP = place_P.expand(shape)
-        else:
-            row_BP = torch.randint(self.n_items, shape, generator=rng, device=rng.device).to(device)[first_B]
+        row_BP = place_P.expand(shape) if self.whole else self.live.draw(shape, rng).to(device)[first_B]
         memory_BS = uniform(shape, rng, device)[first_B].topk(size, 1).indices
         at_B = query_B.clamp(min=0)
         visits_B = self.visits_Q[at_B].long().masked_fill(query_B < 0, 0)

@@ -14,6 +14,7 @@ from ..part import Facts
 from ..records import Batch, Block
 from .alias import AliasTable
 from .distinct import DistinctTable
+from .live import LiveRows
 from .room import Room, Sizes
 from .sampler import Look, Sampler, require_some
 
@@ -28,7 +29,8 @@ class Law(Sampler):
     count, exactly (``DistinctTable``). No candidate is wasted on a repeat: take it where n is not small beside the
     catalogue, or the law steep.
 
-    A subclass says in ``weights`` what q is in proportion to.
+    A subclass says in ``weights`` what q is in proportion to. Items that are not live in the period that is trained on
+    (``Facts.live_M``) have no part in it: they are never drawn, and count 0.
 
     Raises ConfigError where n is below 1, where no item has weight, and with ``unique`` where fewer than n have.
     """
@@ -47,10 +49,14 @@ class Law(Sampler):
 
     @abstractmethod
     def weights(self, facts: Facts) -> Tensor:
-        """[M] float64, not negative, in proportion to the probability of one draw."""
+        """[M] float64, not negative, in proportion to the probability of one draw if the item may be drawn."""
+
+    def live_weights(self, facts: Facts) -> Tensor:
+        """[M] the same, and 0 for items that may not be drawn."""
+        return facts.of_live(self.weights(facts))
 
     def setup(self, facts: Facts) -> None:
-        weight_M = self.weights(facts)
+        weight_M = self.live_weights(facts)
         q_M = share(self, weight_M)
         if self.unique:
             some = int((weight_M > 0).sum())
@@ -95,54 +101,55 @@ def share(sampler: Sampler, weight_M: Tensor) -> Tensor:
 
 
 class Uniform(Law):
-    """n items of the catalogue, each equally likely: expected count n / M, with ``unique`` too.
+    """n items of the catalogue, each equally likely: expected count n / M, with ``unique`` too; M counts those that are
+    live in the period that is trained on.
 
-    Nothing is kept an item, unless ``unique``. Choose it first: it is what evens out the popular items that a batch
-    brings, and what a softmax over the catalogue is estimated with.
+    Nothing is kept an item, unless ``unique`` or where some are not live. Choose it first: it is what evens out the
+    popular items that a batch brings, and what a softmax over the catalogue is estimated with.
     """
 
-    n_items: int = field(init=False)
+    live: LiveRows = field(init=False)
 
     def weights(self, facts: Facts) -> Tensor:
         return torch.ones(facts.n_items, dtype=torch.float64, device=facts.item_count_M.device)
 
     def setup(self, facts: Facts) -> None:
-        self.n_items = facts.n_items
+        self.live = LiveRows(facts)
         if self.unique:
             super().setup(facts)
 
     def room(self, sizes: Sizes) -> Room:
         room = super().room(sizes)
-        return room if self.unique else replace(room, kept=0)
+        return (room if self.unique else replace(room, kept=0)) + LiveRows.room(sizes)
 
     def rows(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
         if self.unique:
             return super().rows(shape, rng)
-        return torch.randint(self.n_items, shape, generator=rng, device=rng.device)
+        return self.live.draw(shape, rng)
 
     def log_count(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
-        return torch.full(row.shape, math.log(self.n / self.n_items), device=row.device)
+        return self.live.only(torch.full(row.shape, math.log(self.n / self.live.n), device=row.device), row)
 
 
 class Catalogue(Sampler):
-    """Every item of the catalogue once, nothing left to chance: expected count 1. A softmax over it is the full
-    softmax."""
+    """Every item of the catalogue that is live in the period that is trained on, once, nothing left to chance: expected
+    count 1. A softmax over it is the full softmax."""
 
     density = "exact"
 
-    n_items: int = field(init=False)
+    live: LiveRows = field(init=False)
 
     def setup(self, facts: Facts) -> None:
-        self.n_items = facts.n_items
+        self.live = LiveRows(facts)
 
     def room(self, sizes: Sizes) -> Room:
-        return Room(shared=sizes.n_items)
+        return Room(shared=sizes.n_items) + LiveRows.room(sizes)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
-        return (Block.of(torch.arange(self.n_items, device=batch.item_P.device)),)
+        return (Block.of(self.live.rows(batch.item_P.device)),)
 
     def log_count(self, row: Tensor, batch: Batch, look: Look) -> Tensor:
-        return torch.zeros(row.shape, device=row.device)
+        return self.live.only(torch.zeros(row.shape, device=row.device), row)
 
 
 class Popularity(Law):
@@ -189,7 +196,7 @@ class LogPopularity(Law):
 class LogUniform(Law):
     """n items by a Zipf law of their rank, items without training event included.
 
-        P(r) = (log(r + 2) - log(r + 1)) / log(M + 1),    r = 0 the item with most training events
+        P(r) = (log(r + 2) - log(r + 1)) / log(M + 1),    r = 0 the item with most training events, M the live ones
 
     Items of equal events rank by row. Choose it where events are few or come from elsewhere, so that counts say less
     than their order, or to have what others have: with ``unique`` it is TensorFlow's candidate sampler, but for counts
@@ -199,7 +206,7 @@ class LogUniform(Law):
     """
 
     def weights(self, facts: Facts) -> Tensor:
-        by_rank = facts.item_count_M.argsort(descending=True, stable=True)
+        by_rank = facts.of_live(facts.item_count_M.double(), -1.0).argsort(descending=True, stable=True)
         rank_M = torch.empty(len(by_rank), dtype=torch.float64, device=by_rank.device)
         rank_M[by_rank] = torch.arange(len(by_rank), dtype=torch.float64, device=by_rank.device)
         return torch.log1p(1 / (rank_M + 1))
@@ -232,4 +239,5 @@ class TwoBucket(Law):
         event_M = facts.item_count_M.double()
         weight_M = power(event_M, self.alpha)
         low_M = event_M < self.threshold
-        return torch.where(low_M, weight_M[low_M].sum() / low_M.sum().clamp(min=1), weight_M)
+        low_live_M = facts.of_live(low_M, False)
+        return torch.where(low_M, weight_M[low_live_M].sum() / low_live_M.sum().clamp(min=1), weight_M)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..config import Run
+from ..data.life import lives_of
 from ..data.store import Store
 from ..negatives import Room, Sizes
 from ..optimisers import RowwiseAdam, TableOptimiser
@@ -90,6 +91,7 @@ def sizes_of(run: Run, store: Store) -> Sizes:
         most_pairs = int(np.partition(count_Q, -queries)[-queries:].sum()) if queries else 0
     return Sizes(
         n_items=store.n_items,
+        some_come_and_go=lives_of(store) is not None,
         n_queries=store.n_queries,
         n_events=len(events),
         n_shown=store.n_events - len(events),
