@@ -181,7 +181,7 @@ class Update:
     """How a trained model goes on with what arrived since (``twotower update``)."""
 
     epochs: float = 4.0
-    """Passes over what arrived and the earlier events drawn with it, at most; the best one on what is held out stays."""
+    """Passes over what arrived and what is replayed, at most; the best one on what is held out stays."""
     replay: float = 4.0
     """Earlier events that are trained on again, drawn anew each time, for every event that arrived."""
     rate: float = 1.0
@@ -193,8 +193,8 @@ class Update:
     valid_days: float = 14.0
     """Only what was held out in so many days before the newest event is asked for."""
     min_recall_ratio: float = 0.9
-    """An update stays where ``training.metric`` on what is held out is at least so many times what it was before;
-    otherwise the model stays as it was, and what arrived is trained on with the next update."""
+    """An update does not stay where ``training.metric`` on what is held out is less than so many times what it was
+    before, by more than chance; the model is then as it was, and what arrived is trained on with the next update."""
     evict_idle_days: float | None = None
     """Days without an event after which an item leaves the catalogue, with its events, and its row is used again."""
 

@@ -41,7 +41,8 @@ _LATEST_US = 7_258_118_400 * 10**6  # 2200-01-01
 class Group:
     """Files of events that belong together."""
 
-    source: Source
+    source: Source | None
+    """None where no event arrived."""
     tally: Tally
     part: int | None
     """Their part of the split: 0 train, 1 valid, 2 test; None where no files were given as valid or test."""
@@ -89,7 +90,10 @@ class Events:
 
     def _check_columns(self) -> None:
         """An attribute that is nowhere is better explained now than when the file is read."""
-        names = column_names(self.groups[0].source, where=self.groups[0].tally.name, list_columns=self.list_columns)
+        source, tally = self.groups[0].source, self.groups[0].tally
+        if source is None:
+            return
+        names = column_names(source, where=tally.name, list_columns=self.list_columns)
         for side in (self._query, self._item):
             for column in side.columns_from_events:
                 if column not in names:
@@ -102,6 +106,8 @@ class Events:
     def kept(self, *, count: bool) -> Iterator[Kept]:
         """All events that stay, in chunks; with ``count`` those that don't are counted."""
         for group in self.groups:
+            if group.source is None:
+                continue
             for chunk in chunks(
                 group.source,
                 where=group.tally.name,

@@ -39,7 +39,7 @@ __all__ = ["extend"]
 def extend(
     base: Store,
     *,
-    interactions: Source,
+    interactions: Source | None = None,
     queries: Source | None = None,
     items: Source | None = None,
     out: str | os.PathLike[str],
@@ -62,7 +62,7 @@ def extend(
 
     Args:
         base: the store that grows.
-        interactions: the events that arrived.
+        interactions: the events that arrived; none, where only queries or items did.
         queries: new queries, and those whose attributes changed; only where the first ingest had such a file.
         items: the same of items.
         out: folder of the new store, which is not that of ``base``.
@@ -137,7 +137,6 @@ class _Extension(Ingest):
     def _groups_of(self, sources: Sources) -> list[Group]:
         given = self._base.split is not None and self._schema.interactions.split is None
         source = self._rereadable(sources.interactions, "interactions")
-        assert source is not None
         return [Group(source=source, tally=Tally("interactions"), part=0 if given else None)]
 
     # ------------------------------------------------------------ what is learnt

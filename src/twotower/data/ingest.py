@@ -116,7 +116,7 @@ def _check_sources(schema: Schema, queries: Source | None, valid: Source | None,
 class Sources:
     """Where an ingest reads."""
 
-    interactions: Source
+    interactions: Source | None
     queries: Source | None
     items: Source | None
     valid: Source | None

@@ -66,6 +66,11 @@ class Growth:
     forgotten_queries: int
     forgotten_events: int
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the events and the ids are as they were."""
+        return not (self.n_new or self.new_queries or self.new_items or self.evicted_items or self.forgotten_queries)
+
     def render(self) -> list[str]:
         """Lines of text."""
         lines = [f"update       {self.update}"]

@@ -50,8 +50,8 @@ class Day:
     shifted: tuple[str, ...]
     """What is not as it was before (``evaluation.drift``)."""
     frequency_error: float | None
-    """How far the estimate of item frequencies, before it saw what arrived, was from those of what arrived: half the sum
-    of differences of presence over the batch size; 0 is alike, 1 disjoint."""
+    """How far the streaming estimate of item frequencies was from those of what arrived, before it saw that
+    (``evaluation.frequency_report``); None of another estimate."""
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Day:
@@ -82,7 +82,7 @@ class Days:
             [
                 *lines,
                 "",
-                f"{self.metric}: served = on what arrived, before training on it; before and after = on what is held out",
+                f"{self.metric}: served = what arrived, before training on it; before and after = what is held out",
                 *said,
             ]
         )
@@ -116,8 +116,9 @@ class Days:
         for name, label in (("served", "as served"), ("before", "held out, before"), ("after", "held out, after")):
             points = [(day.number, getattr(day, name)) for day in self.days if getattr(day, name) is not None]
             axes.plot([at for at, _ in points], [value for _, value in points], ".-", label=label)
-        lost = [day for day in self.days if not day.kept and day.after is not None]
-        axes.plot([day.number for day in lost], [day.after for day in lost], "rx", markersize=9, label="not kept")
+        lost = [(day.number, day.after) for day in self.days if not day.kept and day.after is not None]
+        if lost:
+            axes.plot([at for at, _ in lost], [value for _, value in lost], "rx", markersize=9, label="not kept")
         axes.set(ylabel=self.metric)
         axes.legend()
 

@@ -28,6 +28,7 @@ from ..evaluation import evaluate as evaluate_vectors
 from ..records import Batch
 from ..schema import Id
 from ..settings import first_difference
+from ..towers import TwoTower
 from . import checkpoint
 from .interrupts import Interrupts
 from .matmul import matmul_precision, probe
@@ -572,22 +573,8 @@ class Loop:
 
     def measure(self, questions: HeldOut) -> EvaluationResult:
         """Metrics on held-out questions, over the full catalogue."""
-        towers = self.model.towers
-        with towers.settled():
-            query_QD, item_MD = encode_questions(towers, questions), encode_catalogue(towers, self.store)
-        return evaluate_vectors(
-            query_QD,
-            item_MD,
-            questions.truth,
-            seen=questions.seen,
-            live=questions.live,
-            item_count_M=_item_counts(self.store, self.batches.known_events),
-            k=tuple(sorted({*self.run.evaluation.k, _k_of(self.run.training.metric)})),
-            tail_max=self.run.evaluation.tail_max,
-            head_share=self.run.evaluation.head_share,
-            batch_recall=self.run.evaluation.batch_recall,
-            baselines=False,
-        )
+        counts_M = _item_counts(self.store, self.batches.known_events)
+        return measured(self.run, self.model.towers, questions, counts_M)
 
     def _save_best(self) -> None:
         if self.folder is not None:
@@ -625,6 +612,25 @@ def _in_words(sizes: list[int]) -> str:
 def _k_of(metric: str) -> int:
     """The k of a metric such as ``recall@100_tail``."""
     return int(metric.split("@")[1].split("_")[0])
+
+
+def measured(run: Run, towers: TwoTower, questions: HeldOut, item_count_M: torch.Tensor) -> EvaluationResult:
+    """Metrics of towers in the midst of training, with those that ``training.metric`` needs."""
+    with towers.settled():
+        query_QD, item_MD = encode_questions(towers, questions), encode_catalogue(towers, questions.store)
+    return evaluate_vectors(
+        query_QD,
+        item_MD,
+        questions.truth,
+        seen=questions.seen,
+        live=questions.live,
+        item_count_M=item_count_M,
+        k=tuple(sorted({*run.evaluation.k, _k_of(run.training.metric)})),
+        tail_max=run.evaluation.tail_max,
+        head_share=run.evaluation.head_share,
+        batch_recall=run.evaluation.batch_recall,
+        baselines=False,
+    )
 
 
 def learning_rate(training: Training, step: int, total: int) -> float:

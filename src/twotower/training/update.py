@@ -14,6 +14,7 @@ after it the store knows what arrived.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import zlib
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..config import dump_run
 from ..data.arrivals import held_out_for_good, parts_of_arrivals
@@ -39,6 +41,7 @@ from ..data.splits import SHOWN, Parts
 from ..data.store import Store, read_manifest
 from ..data.streams import Position, Stream, follow
 from ..errors import DataError
+from ..evaluation import MODEL
 from ..evaluation.drift import Drift, drift
 from ..evaluation.frequencies import frequency_report
 from ..frequency import StreamingFrequency
@@ -50,6 +53,8 @@ from .recorder import Recorder
 from .retriever import BEST, LAST, open_model
 from .step import Model
 
+_ERRORS = 2.0
+"""Standard errors by which a model must be worse for that to be no chance."""
 STORES, WORK = "stores", "update"
 """Folders in that of a model: its stores since the first, and an update on its way."""
 _OF = "update"
@@ -238,7 +243,7 @@ class _Update:
         assert report.growth is not None
         if not self.quiet:
             print(report.render())
-        if not report.growth.changes_anything and queries is None and items is None:
+        if report.growth.is_nothing and queries is None and items is None:
             shutil.rmtree(place)
             return Updated(folder=self.folder, day=None, report=report, drift=None, metric=self.metric)
         self.store = Store.open(place)
@@ -278,7 +283,7 @@ class _Update:
         fresh = arrived > self.state.get("trained", 0)
         if "trained" not in self.state:
             fresh[arrived == 0] = self._held_out_at_first()
-        return fresh if self.store.taken is None else fresh & np.asarray(self.store.taken, bool)
+        return np.asarray(fresh & _is_taken(self.store))
 
     def _held_out_at_first(self) -> NDArray[np.bool_]:
         """Of the first store's events that are still there, in order: which the first training was not given."""
@@ -307,12 +312,12 @@ class _Update:
         loop = self._loop(events, part_E)
         self._fill(loop.model, loop.stepper.optimiser)
         shifted = drift(store, old, arrived, towers=loop.model.towers) if len(old) and len(arrived) else None
-        served = self._measured(loop, self._asked(arrived))
+        served_Q = self._measured(loop, self._asked(arrived))
         error = self._frequency_error(loop, arrived)
-        before = self._measured(loop, loop.questions)
+        before_Q = self._measured(loop, loop.questions)
         fit = self._fit(loop) if len(news) else None
-        after = None if fit is None else fit.best_metric
-        kept = before is None or after is None or after >= self.settings.min_recall_ratio * before
+        after_Q = None if fit is None else self._measured(loop, loop.questions)
+        kept = before_Q is None or after_Q is None or not is_below(after_Q, self.settings.min_recall_ratio * before_Q)
         if not kept:
             loop = self._loop(events, part_E)
             self._fill(loop.model, loop.stepper.optimiser)
@@ -329,9 +334,9 @@ class _Update:
             new_queries=growth.new_queries,
             new_items=growth.new_items,
             evicted_items=growth.evicted_items,
-            served=served,
-            before=before,
-            after=after,
+            served=_mean(served_Q),
+            before=_mean(before_Q),
+            after=_mean(after_Q),
             kept=kept,
             epochs=0.0 if fit is None else fit.best_epoch,
             steps=0 if fit is None else fit.steps,
@@ -407,8 +412,9 @@ class _Update:
         except DataError:
             return None
 
-    def _measured(self, loop: Loop, questions: HeldOut | None) -> float | None:
-        return None if questions is None else loop.measure(questions).metric(self.metric)
+    def _measured(self, loop: Loop, questions: HeldOut | None) -> Tensor | None:
+        """[Q] the metric of each question; nan for those left out."""
+        return None if questions is None else loop.measure(questions).per_query[MODEL][self.metric]
 
     def _frequency_error(self, loop: Loop, arrived: NDArray[np.int64]) -> float | None:
         """Of an estimate that follows the stream, on what it has not seen yet."""
@@ -456,6 +462,23 @@ def _alone(folder: Path) -> Iterator[Path]:
         return
     with locked(folder / ".lock", f"{folder}: another update of this model is going on: wait for it"):
         yield folder
+
+
+def is_below(value_Q: Tensor, other_Q: Tensor) -> bool:
+    """Whether the mean of n values is below that of others of the same questions by more than chance makes it: by more
+    than two standard errors of the difference, sd(d) / sqrt(n). Of less than two questions nothing is known.
+
+    ``nan`` of both are left out.
+    """
+    d_Q = (value_Q - other_Q).double()
+    d_Q = d_Q[~d_Q.isnan()]
+    if len(d_Q) < 2:
+        return False
+    return float(d_Q.mean()) < -_ERRORS * float(d_Q.std()) / math.sqrt(len(d_Q))
+
+
+def _mean(value_Q: Tensor | None) -> float | None:
+    return None if value_Q is None else float(value_Q.nanmean())
 
 
 def _is_taken(store: Store) -> NDArray[np.bool_]:
