@@ -46,7 +46,7 @@ from .grown import (
 REMADE = ("item_MD", "taken_at", "order_DM", "rank_DM", "deviation_D", "refreshed_at")
 """Made anew from the model before they are next read."""
 OF_ITEMS_HELD = ("row_HC", "vector_HCD", "pool_QP", "history_QPT", "memory_QS", "chain_Qn")
-OF_WAITING = ("last_HB", "touched_H")
+OF_WAITING = ("last_HB", "touched_H", "began", "once_H")
 
 
 @pytest.fixture(scope="module")
