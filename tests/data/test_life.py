@@ -94,7 +94,7 @@ def test_idle_days_are_some(days: float) -> None:
 def test_a_life_needs_times_and_two_columns() -> None:
     with pytest.raises(SchemaError, match="both name the column 'a'"):
         Life(since="a", until="a")
-    with pytest.raises(SchemaError, match="interactions.time names no column"):
+    with pytest.raises(SchemaError, match="names no column, so no event has a time"):
         Schema(
             interactions=Interactions(item="item", query="user"),
             query={"user": Id(column="user")},
