@@ -5,6 +5,13 @@ what a loss sees of some rows: similarities, and reductions (log-sum-exp, sum, m
 exclusions. ``run`` evaluates a loss tile by tile: rows of whole queries at a time, the gradient formed in the forward
 pass, so that no ``B x N`` matrix is ever held.
 
+Where items come and go, a candidate that is not live at its line's time is excluded too, whichever sampler it came from.
+That needs no other counts: the count c_j of item j is what the sampler offers of it on average, and whether (line, j) is
+excluded depends on no draw. So sum_j w_j / c_j e^{s_j} over what is left has the mean sum_j e^{s_j} over all items that
+are live at that time and not known, if the sampler can draw each of these; and laws draw from all that is live at some
+moment of the period that is trained on. With correction ``negatives`` the gradient then goes to that of the full softmax
+over the items live at that time, as candidates grow.
+
 ``tile=None`` is the *direct* form, plain autograd over one tile: the oracle's twin.
 """
 
@@ -39,6 +46,10 @@ _GPU_TILE = 2**26
 _INVERSE_AT = 64
 """Excluded items are looked up in a table over the catalogue where that has at most so many places a look-up, else by
 bisection (measured: docs/decisions.md)."""
+
+_FEW = 4
+"""Up to so small a part of the columns is copied to its place after it was looked at, which takes as long as looking at
+the whole (measured: docs/decisions.md)."""
 
 
 def tile_for(device: torch.device, n_columns: int) -> int:
@@ -371,8 +382,8 @@ class Lines:
     def gone_at(self, start: int, stop: int, excluded: Tensor) -> Tensor | None:
         """[C, N + K] which further candidates are not live for lines ``start`` to ``stop``; None where all are.
 
-        Only columns that some line lacks are looked at line by line. A line's own positive stays, where it is summed
-        over: elsewhere it is among the ``excluded``.
+        Where few columns are lacked by some line, only these are looked at line by line. A line's own positive stays,
+        where it is summed over: elsewhere it is among the ``excluded``.
         """
         if self.live is None:
             return None
@@ -380,8 +391,11 @@ class Lines:
         column_S = live.ever_gone(row_N).nonzero()[:, 0]
         if not len(column_S) and not own_CK.shape[1]:
             return None
-        gone_CN = torch.zeros(stop - start, len(row_N), dtype=torch.bool, device=row_N.device)
-        gone_CN[:, column_S] = live.gone(row_N[column_S])
+        if len(column_S) > len(row_N) // _FEW:
+            gone_CN = live.gone(row_N)
+        else:
+            gone_CN = torch.zeros(stop - start, len(row_N), dtype=torch.bool, device=row_N.device)
+            gone_CN.index_copy_(1, column_S, live.gone(row_N[column_S]))
         others = excluded if self.excluded is not None else self._places_of(self._positives(), start, stop)
         gone_CW = torch.cat([gone_CN, live.gone(own_CK)], 1)
         gone_CW.view(-1).index_fill_(0, others, False)
@@ -525,7 +539,7 @@ class Scores:
     @property
     def n_excluded(self) -> int:
         """Places (line, candidate) that are excluded."""
-        return len(self.excluded) + (0 if self.gone is None else int(self.gone.sum()))
+        return len(self.excluded) + (0 if self.gone is None else int(self.gone.count_nonzero()))
 
     def log_sum_exp(self, x: Tensor, log_weight: Tensor | None = None) -> Tensor:
         """[C] log sum_j w_j e^{x_j}; -inf where no candidate is left, with a gradient of zero. ``log_weight`` takes the
