@@ -5,12 +5,12 @@ what a loss sees of some rows: similarities, and reductions (log-sum-exp, sum, m
 exclusions. ``run`` evaluates a loss tile by tile: rows of whole queries at a time, the gradient formed in the forward
 pass, so that no ``B x N`` matrix is ever held.
 
-Where items come and go, a candidate that is not live at its line's time is excluded too, whichever sampler it came from.
-That needs no other counts: the count c_j of item j is what the sampler offers of it on average, and whether (line, j) is
-excluded depends on no draw. So sum_j w_j / c_j e^{s_j} over what is left has the mean sum_j e^{s_j} over all items that
-are live at that time and not known, if the sampler can draw each of these; and laws draw from all that is live at some
-moment of the period that is trained on. With correction ``negatives`` the gradient then goes to that of the full softmax
-over the items live at that time, as candidates grow.
+Where items come and go, a candidate that is not live at its line's time is excluded too, whichever sampler it came
+from. That needs no other counts: c_j is what the sampler offers of item j on average, and whether (line, j) is excluded
+depends on no draw. So sum_j w_j / c_j e^{s_j} over what is left has the mean sum_j e^{s_j} over all items that are live
+at that time and not known, if the sampler can draw each of them; and laws draw from all that is live at some moment of
+the period that is trained on. With correction ``negatives`` the gradient then goes to that of the full softmax over the
+items that are live at that time, as candidates grow.
 
 ``tile=None`` is the *direct* form, plain autograd over one tile: the oracle's twin.
 """
@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .records import NEG_INF, Batch, Block, Candidates, Encoded, Items, LiveAt, Mix, Ragged, running_sum
+from .records import NEG_INF, Batch, Block, Candidates, Encoded, Items, Mix, Ragged, running_sum
 
 Correction = Literal["none", "negatives", "all"]
 """Which logits log-count is subtracted from: no one's, the candidates', or the positive's too."""
@@ -376,7 +376,7 @@ class Lines:
         return block.log_weight - corrected_log_count(block.log_count, self.encoded, self.strength)
 
     def excluded_at(self, start: int, stop: int) -> Tensor:
-        """Flat positions in the [C, N + K] tile of candidates that lines ``start`` to ``stop`` are listed not to see."""
+        """Flat positions in the [C, N + K] tile of candidates that are in the lists of lines ``start`` to ``stop``."""
         return self.query_L.new_empty(0) if self.excluded is None else self._places_of(self.excluded, start, stop)
 
     def gone_at(self, start: int, stop: int, excluded: Tensor) -> Tensor | None:
