@@ -228,6 +228,10 @@ def store_in_memory(sizes: Sizes) -> Store:
         time_us=None,
         taken=None,
         split=None,
+        arrived=np.zeros(len(item_E), np.int32),
+        n_updates=0,
+        item_number=np.arange(sizes.items),
+        item_seen_us=None,
         days=(),
         query_item_row=None,
     )

@@ -72,6 +72,10 @@ def make_store(
         time_us=None if time_us is None else np.array(time_us, np.int64),
         taken=None if taken is None else np.array(taken, np.uint8),
         split=None,
+        arrived=np.zeros(len(events), np.int32),
+        n_updates=0,
+        item_number=np.arange(n_items),
+        item_seen_us=None,
         days=(),
         query_item_row=None if query_item_row is None else np.array(query_item_row, np.int32),
     )

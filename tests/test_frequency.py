@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from twotower.errors import ConfigError
 from twotower.frequency import ExactFrequency, StreamingFrequency
-from twotower.part import Facts
+from twotower.part import Changes, Facts
 
 torch.set_num_threads(1)
 
@@ -372,3 +373,80 @@ def test_the_published_simulation() -> None:
     assert error(one, before_M) < error(quick, before_M) < error(quicker, before_M)
     stream(after_M, 250, one, quick, quicker)
     assert error(quicker, after_M) < error(quick, after_M) < error(one, after_M)
+
+
+# A store that grows
+
+
+def grown(old: StreamingFrequency, number: list[int], changed: list[int]) -> StreamingFrequency:
+    """The estimate on a store whose rows have these numbers, ``changed`` since."""
+    frequency = copy.deepcopy(old)
+    frequency.setup(replace(facts([1] * len(number)), item_number_M=torch.tensor(number)))
+    item_M = torch.tensor([row in changed for row in range(len(number))])
+    changes = Changes(item_M=item_M, query_Q=torch.zeros(0, dtype=torch.bool), table={})
+    frequency.carry({name: value.clone() for name, value in old.state_dict().items()}, changes)
+    return frequency
+
+
+def test_numbers_that_are_the_rows_change_nothing() -> None:
+    plain, numbered = (StreamingFrequency(buckets=64) for _ in range(2))
+    plain.setup(facts([1] * 20))
+    numbered.setup(replace(facts([1] * 20), item_number_M=torch.arange(20)))
+    rng = generator()
+    for _ in range(30):
+        batch = torch.randint(15, (6,), generator=rng)
+        for frequency in (plain, numbered):
+            frequency.observe(batch)
+        assert torch.equal(plain.log_presence(torch.arange(20)), numbered.log_presence(torch.arange(20)))
+
+
+def test_items_keep_their_gaps_when_the_store_grows_and_a_new_one_inherits_none() -> None:
+    old = StreamingFrequency(buckets=2**16)
+    old.setup(facts([1, 1, 1]))
+    for step in range(40):
+        old.observe(torch.tensor([0, 1] if step % 4 == 0 else [0]))
+    assert gap(old, 1) == pytest.approx(4.0)
+    new = grown(old, [0, 3, 2, 4], changed=[1, 3])  # row 1 is another item's, row 3 is new
+    assert gap(new, 0) == gap(old, 0)
+    # never seen, t = 1 batch: at least the initial gap, at most 100 t
+    assert gap(new, 1) == gap(new, 3) == pytest.approx(100.0)
+
+
+def test_for_a_new_item_the_wait_begins_when_it_comes() -> None:
+    old = StreamingFrequency(buckets=2**16)
+    old.setup(facts([1, 1]))
+    for _ in range(5000):
+        old.observe(torch.tensor([0]))
+    assert gap(old, 1) == pytest.approx(5001.0)  # it was there all the time: 1 of 1 to come, n_1 = 0, t = 5001
+    new = grown(old, [0, 1, 2], changed=[2])
+    assert gap(new, 1) == pytest.approx(2 * 5001.0)  # 2 to come
+    for _ in range(299):
+        new.observe(torch.tensor([0]))
+    assert gap(new, 2) == pytest.approx(2 * 5300.0)  # Good and Turing: below 100 times its wait of 300
+    new.observe(torch.tensor([0, 2]))
+    assert gap(new, 2) == pytest.approx(300.0)  # its first gap
+
+
+def test_items_that_went_are_no_longer_to_come() -> None:
+    old = StreamingFrequency(buckets=2**16)
+    old.setup(facts([1] * 6))
+    for _ in range(500):
+        old.observe(torch.tensor([0, 1, 2]))
+    assert gap(old, 5) == pytest.approx(3 * 501.0)
+    new = grown(old, [0, -1, -1, 3, -1, 5], changed=[1, 2, 4])
+    # of items 0, 3 and 5 two are to come; counted by buckets touched, 3 of 3, there would be none
+    assert new.n_items == 3
+    assert new.touched_H.tolist() == [1, 1]
+    assert gap(new, 5) == pytest.approx(2 * 501.0)
+
+
+def test_the_published_form_waits_for_new_items_since_they_came() -> None:
+    old = StreamingFrequency(buckets=2**16, warm_up=False)
+    old.setup(facts([1]))
+    for _ in range(700):
+        old.observe(torch.tensor([0]))
+    new = grown(old, [0, 1], changed=[1])
+    assert gap(new, 1) == pytest.approx(100.0)
+    for _ in range(249):
+        new.observe(torch.tensor([0]))
+    assert gap(new, 1) == pytest.approx(250.0)

@@ -158,7 +158,7 @@ def met(t: Table, rows: list[int]) -> Table:
 
 def values_table(settings: TableSettings) -> Table:
     torch.manual_seed(0)
-    return Table(ROWS, DIM, settings, of_values=True).double()
+    return Table(ROWS, DIM, settings, of="values").double()
 
 
 def test_rows_never_met_settle_at_the_mean_of_those_met() -> None:
@@ -194,3 +194,59 @@ def test_nothing_to_settle(t: Table, rows: list[int]) -> None:
         met(t, rows)
     t.settle()
     assert torch.equal(t.weight, before)
+
+
+# ---------------------------------------------------------------- carrying over
+
+GONE, BUCKET, COLD, NEW, NEW_WITH_BUCKET, GROWN = 1, 2, 3, 7, 8, 9
+
+
+def grown(saved: Table, init: str = "normal", of: str | None = "values") -> Table:
+    """Of nine rows: row 1 went, 7 and 8 are new, 8 was looked up in the bucket, row 2."""
+    torch.manual_seed(1)
+    t = Table(GROWN, DIM, TableSettings(init=init), of=of).double()  # type: ignore[arg-type]
+    changed_R = torch.tensor([row in (GONE, NEW, NEW_WITH_BUCKET) for row in range(GROWN)])
+    start_R = torch.full((GROWN,), -1)
+    start_R[NEW_WITH_BUCKET] = BUCKET
+    t.carry(saved.state_dict(), changed_R, start_R)
+    return t
+
+
+@pytest.mark.parametrize("met", [[0, GONE, BUCKET, 4], [0, GONE, 4]])
+def test_new_values_start_from_their_bucket_where_training_met_it_else_from_the_mean(met: list[int]) -> None:
+    old = values_table(TableSettings())
+    old.met_R[met] = True
+    t = grown(old)
+    kept = [row for row in met if row != GONE]
+    mean = sum(old.weight[row] for row in kept) / len(kept)
+    for row in range(ROWS):
+        if row != GONE:
+            assert torch.equal(t.weight[row], old.weight[row])
+    assert torch.allclose(t.weight[[GONE, NEW]], mean.expand(2, DIM), atol=1e-15)
+    by_bucket = BUCKET in met
+    assert torch.allclose(t.weight[NEW_WITH_BUCKET], old.weight[BUCKET] if by_bucket else mean, atol=1e-15)
+    assert t.met_R.nonzero()[:, 0].tolist() == kept + [NEW_WITH_BUCKET] * by_bucket  # met: served as it is
+
+
+def test_where_training_met_nothing_new_values_start_at_random() -> None:
+    old = values_table(TableSettings())
+    torch.manual_seed(1)
+    fresh = Table(GROWN, DIM, TableSettings(), of="values").double()
+    t = grown(old)
+    assert torch.equal(t.weight[[GONE, NEW, NEW_WITH_BUCKET]], fresh.weight[[GONE, NEW, NEW_WITH_BUCKET]])
+    assert not bool(t.met_R.any())
+
+
+def test_a_table_that_starts_at_zero_gives_new_values_zeros_or_what_their_bucket_learned() -> None:
+    old = values_table(TableSettings(init="zeros"))
+    old.weight += torch.arange(1.0, ROWS + 1)[:, None]
+    t = grown(old, init="zeros")
+    assert t.weight[:, 0].tolist() == [1.0, 0.0, 3.0, 4.0, 5.0, 6.0, 7.0, 0.0, 3.0]
+
+
+def test_rows_that_are_no_values_start_as_they_were_made() -> None:
+    old, t = table(), grown(table(), of="items")
+    torch.manual_seed(1)
+    fresh = Table(GROWN, DIM, TableSettings()).double()
+    for row in range(GROWN):
+        assert torch.equal(t.weight[row], (fresh if row in (GONE, NEW, NEW_WITH_BUCKET) else old).weight[row])

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .auditing import Audit, audit
     from .config import Arm, Data, Evaluation, Range, Run, Training, Tune, dump_run, ingest_run, load_run, parse_run
+    from .data.extend import extend
     from .data.infer import init
     from .data.ingest import IngestReport, ingest
+    from .data.report import Growth
     from .data.splits import GivenSplit, LeaveLastOut, QuerySplit, RandomSplit, Split, TimeSplit
     from .data.store import Store
     from .data.thinning import FrequentThinning, Thinning, UniformThinning
@@ -161,6 +163,7 @@ __all__ = [
     "Gibbs",
     "GivenSplit",
     "Graph",
+    "Growth",
     "HierarchicalSoftmax",
     "History",
     "Id",
@@ -234,6 +237,7 @@ __all__ = [
     "audit",
     "dump_run",
     "evaluate",
+    "extend",
     "ingest",
     "ingest_run",
     "init",
@@ -247,8 +251,10 @@ __all__ = [
 _NAMES_OF = {
     "auditing": "Audit audit",
     "config": "Arm Data Evaluation Range Run Training Tune dump_run ingest_run load_run parse_run",
+    "data.extend": "extend",
     "data.infer": "init",
     "data.ingest": "IngestReport ingest",
+    "data.report": "Growth",
     "data.splits": "GivenSplit LeaveLastOut QuerySplit RandomSplit Split TimeSplit",
     "data.store": "Store",
     "data.thinning": "FrequentThinning Thinning UniformThinning",

@@ -13,12 +13,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from . import __version__
-from .errors import ArtifactError, DataError, TwoTowerError
+from .errors import ArtifactError, ConfigError, DataError, TwoTowerError
+
+if TYPE_CHECKING:
+    from .training import Updated
 
 Overrides = Annotated[tuple[str, ...], Parameter(name="--set", show_default=False)]
 Sweep = Annotated[tuple[str, ...], Parameter(name="--sweep", show_default=False)]
@@ -236,6 +239,111 @@ def recommend(
 
     found = recommend(model, columns, k=k, filter_seen=filter_seen)
     print(_as_json(found) if as_json else "\n".join(f"{best.score:8.4f}  {best.item}" for best in found))
+
+
+@app.command(sort_key=9)
+def update(
+    model: Path,
+    /,
+    *,
+    interactions: Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)] = (),
+    queries: Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)] = (),
+    items: Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)] = (),
+    source: str | None = None,
+    follow: str | None = None,
+    every: float = 60.0,
+    overrides: Overrides = (),
+    vectors: Path | None = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a trained model on what arrived: measure it, train on it, keep the result or not.
+
+    Parameters
+    ----------
+    model
+        Folder that train wrote; it is changed over in one step, and may be killed at any moment before.
+    interactions
+        Files or folders of the interactions that arrived; what the store has already is counted and does nothing.
+    queries
+        Files of query attributes: new queries, and those that changed.
+    items
+        Files of item attributes: new items, and those that changed.
+    source
+        A source to catch up with instead, an update for each file, day or version: a folder, delta:PATH or
+        kafka://HOST:PORT/TOPIC. The model remembers where it is.
+    follow
+        The same, and then wait for more until Ctrl-C.
+    every
+        Seconds between looks at the source that is followed.
+    overrides
+        A setting to change, such as update.epochs=2; as often as you like.
+    vectors
+        File to write the vectors of all items to, as Parquet, after each update.
+    as_json
+        Print what each update did as JSON.
+    """
+    from .data.streams import stop_on_signal, stream_of
+    from .training import save_vectors, update, update_from
+
+    given = [name for name, one in (("--interactions, --queries or --items", interactions or queries or items),
+                                    ("--source", source), ("--follow", follow)) if one]  # fmt: skip
+    if len(given) != 1:
+        raise ConfigError(
+            f"update: found {' and '.join(given) or 'nothing to read'}, expected one of --interactions (with --queries "
+            "and --items), --source and --follow"
+        )
+
+    def say(done: Updated) -> None:
+        if vectors is not None and done.day is not None:
+            save_vectors(model, vectors)
+        print(_as_json(done.day) if as_json else done.render(), flush=True)
+
+    if interactions or queries or items:
+        arrived = [list(files) or None for files in (interactions, queries, items)]
+        say(update(model, interactions=arrived[0], queries=arrived[1], items=arrived[2], set=overrides))
+        return
+    named = source or follow or ""
+    with stop_on_signal() as stop:
+        every_s = None if follow is None else every
+        for done in update_from(model, stream_of(named), source=named, every_s=every_s, stop=stop, set=overrides):
+            say(done)
+
+
+@app.command(sort_key=10)
+def days(model: Path, /, *, plot: Path | None = None, as_json: AsJson = False) -> None:
+    """Show what each update of a model did.
+
+    Parameters
+    ----------
+    model
+        Folder that train wrote.
+    plot
+        File to write a picture to, such as days.png.
+    as_json
+        Print the table as JSON.
+    """
+    from .training import history
+
+    found = history(model)
+    print(found.to_json() if as_json else found.render())
+    if plot is not None and not found.plot(plot):
+        print("no plot, as matplotlib is not installed: pip install 'twotower[plots]'")
+
+
+@app.command(sort_key=11)
+def forget(model: Path, /, *, query: Annotated[tuple[str, ...], Parameter(consume_multiple=True)]) -> None:
+    """Delete queries (users) from a model: ids, attributes, vectors, histories, events and what is known of them.
+
+    Parameters
+    ----------
+    model
+        Folder that train wrote.
+    query
+        Their ids.
+    """
+    from .training import forget
+
+    print(forget(model, query).render())
 
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, from glibc's malloc.h

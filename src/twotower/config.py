@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from .data.batches import check_batches
+from .data.batches import BatchOf, Order, check_batches
 from .data.ingest import IngestReport, ingest
 from .data.splits import GivenSplit, LeaveLastOut, QuerySplit, Split, TimeSplit
 from .data.thinning import Thinning
@@ -75,7 +75,7 @@ class Data:
 class Training:
     """How the towers are trained."""
 
-    batch_of: Literal["pairs", "queries"] = "pairs"
+    batch_of: BatchOf = "pairs"
     """What is drawn: pairs of a query and an item, or queries with all their items."""
     batch_size: int = 4096
     """Pairs, or queries, of a batch."""
@@ -84,6 +84,8 @@ class Training:
     """The weight of a pair is multiplied by (its query's number of pairs) ** query_weight; -0.5 is usual, 0 is off."""
     thin: Thinning | None = None
     """Which events an epoch leaves out, drawn anew each time; for pairs. They stay known, so are never negatives."""
+    order: Order = "shuffled"
+    """Of an epoch of pairs: all of it shuffled, or day by day, oldest first, shuffled within each."""
     tables: TableOptimiser = field(default_factory=RowwiseAdagrad)
     """Moves the embedding tables."""
     dense: DenseOptimiser = field(default_factory=AdamW)
@@ -111,10 +113,16 @@ class Training:
     refit: bool = False
     """After the best number of epochs is known, train again on training and validation events."""
     tensorboard: bool = False
+    checkpoint_every_s: float = 600.0
+    """Wall time after which the state is saved, so that what is cut off goes on from there; 0 after each step."""
 
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.epochs), ("validate_every", self.validate_every)):
             _require(0 < value < float("inf"), f"training.{name}: found {value}, expected a positive number")
+        _require(
+            self.checkpoint_every_s >= 0,
+            f"training.checkpoint_every_s: found {self.checkpoint_every_s}, expected 0 or more seconds, inf for never",
+        )
         counts = {
             "batch_size": self.batch_size,
             "tile": self.tile,
@@ -165,6 +173,44 @@ class Evaluation:
         _require(
             0 < self.head_share < 1,
             f"evaluation.head_share: found {self.head_share}, expected a share of the training events between 0 and 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """How a trained model goes on with what arrived since (``twotower update``)."""
+
+    epochs: float = 4.0
+    """Passes over what arrived and what is replayed, at most; the best one on what is held out stays."""
+    replay: float = 4.0
+    """Earlier events that are trained on again, drawn anew each time, for every event that arrived."""
+    rate: float = 1.0
+    """Factor of all learning rates, which stay constant over an update."""
+    patience: int | None = 1
+    """Validations, one a pass, without a better ``training.metric`` after which an update stops."""
+    valid: float = 0.1
+    """Share of what arrives that is held out for good: no update trains on it, and what stays is decided by it."""
+    valid_days: float = 14.0
+    """Only what was held out in so many days before the newest event is asked for."""
+    min_recall_ratio: float = 0.9
+    """An update does not stay where ``training.metric`` on what is held out is less than so many times what it was
+    before, by more than chance; the model is then as it was, and what arrived is trained on with the next update."""
+    evict_idle_days: float | None = None
+    """Days without an event after which an item leaves the catalogue, with its events, and its row is used again."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("epochs", self.epochs), ("rate", self.rate), ("valid_days", self.valid_days)):
+            _require(0 < value < math.inf, f"update.{name}: found {value}, expected a positive number")
+        for name, value in (("replay", self.replay), ("min_recall_ratio", self.min_recall_ratio)):
+            _require(0 <= value < math.inf, f"update.{name}: found {value}, expected 0 or more")
+        _require(0 <= self.valid < 1, f"update.valid: found {self.valid}, expected a share from 0 to less than 1")
+        _require(
+            self.patience is None or self.patience >= 1,
+            f"update.patience: found {self.patience}, expected at least 1",
+        )
+        _require(
+            self.evict_idle_days is None or self.evict_idle_days > 0,
+            f"update.evict_idle_days: found {self.evict_idle_days}, expected a positive number of days",
         )
 
 
@@ -248,6 +294,7 @@ class Run:
     loss: Loss = field(default_factory=SampledSoftmax)
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    update: Update = field(default_factory=Update)
     tune: Tune | None = None
 
     def __post_init__(self) -> None:
@@ -255,7 +302,7 @@ class Run:
         _check_loss(self)
         _check_counts(self)
         _check_split(self)
-        check_batches(self.schema, self.training.batch_of, self.training.thin)
+        check_batches(self.schema, self.training.batch_of, self.training.thin, self.training.order)
         _require(
             self.training.query_weight == 0 or self.schema.interactions.query is not None,
             f"training.query_weight: found {self.training.query_weight}, but schema.interactions.query names no "

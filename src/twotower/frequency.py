@@ -9,13 +9,14 @@ A frequency estimate belongs to the run, not to a sampler. Samplers read it thro
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import field
 
 import torch
 from torch import Tensor
 
 from .errors import ConfigError
-from .part import Facts, Part
+from .part import Changes, Facts, Part
 
 _MOST_UNSEEN = 100.0
 """The gap of an item that was never seen is at most so many times as long as it was waited for."""
@@ -125,8 +126,19 @@ class StreamingFrequency(Frequency):
     (after two it is 5%).
 
     ``buckets`` is the size of each hash function's own table; with ten times as many buckets as live items one item in
-    ten shares its bucket, and one in a hundred shares both where there are two functions. Rows
-    are hashed, so they must keep their meaning as long as the state is kept.
+    ten shares its bucket, and one in a hundred shares both where there are two functions. Hashed is the
+    number that an item has for itself (``Facts.item_number_M``), or its row where items have none: an item that takes
+    the row of one that went does not take its gap.
+
+    When the store grows (``carry``) the tables go on as they are. What changes is who is waited for:
+
+        M and n_0 count the items that are there now: those that went are no longer to come
+        for a new item the wait began when it came, not with the stream: t is its age in batches in both bounds above
+            (least and most), and in its first gap
+        n_1 / t stays that of the whole stream, items that went included: how often anything came for the first time
+
+    Buckets of items that went are not cleared, for others may share them: a later item that falls into all of those of
+    one that went inherits what is left of its gap, until its own touches have replaced that.
 
     Raises ConfigError where a setting is out of its range.
 
@@ -145,7 +157,8 @@ class StreamingFrequency(Frequency):
     burn_in: float = 0.0
 
     last_HB: Tensor = field(init=False)
-    """[hashes, buckets] the batch that last touched a bucket, counted from 1; 0: never."""
+    """[hashes, buckets] the batch that last touched a bucket, counted from 1. Of one that was never touched, the batch
+    after which the first item that falls into it was new; 0: the start of the stream."""
     gap_HB: Tensor = field(init=False)
     """[hashes, buckets] mean gap in batches."""
     touches_HB: Tensor = field(init=False)
@@ -153,9 +166,11 @@ class StreamingFrequency(Frequency):
     step: Tensor = field(init=False)
     """Batches observed."""
     touched_H: Tensor = field(init=False)
-    """[hashes] buckets that were ever touched."""
+    """[hashes] items whose bucket was ever touched; those that collided since the store last grew are taken for one."""
     once_H: Tensor = field(init=False)
     """[hashes] buckets touched by one batch."""
+    number_M: Tensor = field(init=False)
+    """[M] what is hashed of each item; empty: its row."""
     n_items: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -174,7 +189,20 @@ class StreamingFrequency(Frequency):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device))
         for name in ("touched_H", "once_H"):
             self.register_buffer(name, torch.zeros(self.hashes, dtype=torch.int64, device=device))
-        self.n_items = facts.n_items
+        # Follows from the data, so it is not saved.
+        self.register_buffer("number_M", facts.item_number_M.to(device), persistent=False)
+        self.n_items = int((self.number_M >= 0).sum()) if len(self.number_M) else facts.n_items
+
+    @torch.no_grad()
+    def carry(self, saved: Mapping[str, Tensor], changes: Changes) -> None:
+        """All of the tables; new items begin to wait, and of those that are there it is counted who has come."""
+        super().carry(saved, changes)
+        row_M = torch.arange(len(changes.item_M), device=self.step.device)
+        is_there_M = self.number_M >= 0 if len(self.number_M) else torch.ones_like(row_M, dtype=torch.bool)
+        touches, last = self.touches_HB.view(-1), self.last_HB.view(-1)
+        place = self._place(row_M[is_there_M & changes.item_M.to(row_M.device)])
+        last[place[touches[place] == 0]] = self.step
+        self.touched_H.copy_((touches[self._place(row_M[is_there_M])] > 0).sum(1))
 
     def epochs_ahead(self) -> float:
         return self.burn_in
@@ -182,20 +210,20 @@ class StreamingFrequency(Frequency):
     def log_presence(self, row: Tensor) -> Tensor:
         place = self._place(row)
         last, mean_gap = self.last_HB.view(-1)[place], self.gap_HB.view(-1)[place]
-        now = self.step + 1
-        faded = torch.maximum(mean_gap, (now - last) / self.patience)
-        unseen = self._unseen_gap().view(-1, *(1 for _ in row.shape))
-        gap = torch.where(last == 0, unseen.to(faded.dtype), faded)
+        waited = self.step + 1 - last
+        faded = torch.maximum(mean_gap, waited / self.patience)
+        gap = torch.where(self.touches_HB.view(-1)[place] == 0, self._unseen_gap(waited).to(faded.dtype), faded)
         return -gap.amax(0).clamp(min=1).log()
 
-    def _unseen_gap(self) -> Tensor:
-        """[hashes] gap of a bucket never touched."""
-        now = (self.step + 1).to(self.gap_HB.dtype)
-        least = now.clamp(min=self.initial_gap).expand(self.hashes)
+    def _unseen_gap(self, waited: Tensor) -> Tensor:
+        """[hashes, ...] gap of a bucket never touched, by how long it was waited for [hashes, ...]."""
+        now, waited = (self.step + 1).to(self.gap_HB.dtype), waited.to(self.gap_HB.dtype)
+        least = waited.clamp(min=self.initial_gap)
         if not self.warm_up:
             return least
         to_come_H = (self.n_items - self.touched_H).clamp(min=1)
-        return torch.maximum(least, torch.minimum(to_come_H * now / (self.once_H + 1), _MOST_UNSEEN * now))
+        by_turing = (to_come_H * now / (self.once_H + 1)).view(-1, *(1 for _ in waited.shape[1:]))
+        return torch.maximum(least, torch.minimum(by_turing, _MOST_UNSEEN * waited))
 
     @torch.no_grad()
     def observe(self, item_P: Tensor) -> None:
@@ -219,7 +247,8 @@ class StreamingFrequency(Frequency):
     def _place(self, row: Tensor) -> Tensor:
         """[...] -> [hashes, ...] places in the flattened tables: the item's bucket in that of each hash function."""
         which = torch.arange(self.hashes, device=row.device).view(-1, *(1 for _ in row.shape))
-        number = _mix(row * self.hashes + which + 1)
+        of_item = self.number_M[row] if len(self.number_M) else row
+        number = _mix(of_item * self.hashes + which + 1)
         return which * self.buckets + (number * self.buckets >> 32)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import re
 import tomllib
 import types
@@ -340,3 +341,14 @@ def _near(name: object, names: Collection[str]) -> str:
     lower = {known.lower(): known for known in names}
     near = difflib.get_close_matches(str(name).lower(), lower, n=1)
     return f": did you mean '{lower[near[0]]}'?" if near else ""
+
+
+def first_difference(before: Any, now: Any, name: str = "") -> str | None:
+    """The first setting in which two trees differ, with both values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        differences = (
+            first_difference(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+            for key in {**before, **now}
+        )
+        return next((difference for difference in differences if difference), None)
+    return None if before == now else f"{name} = {json.dumps(before)}, this one has {json.dumps(now)}"

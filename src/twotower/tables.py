@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import ConfigError
+from .part import carry_rows
 from .records import Ragged
 
 
@@ -64,14 +65,17 @@ class Table(nn.Module):
 
     weight: Tensor
     met_R: Tensor
-    """[rows] whether a training step ever had a gradient for the row; kept only where rows can be cold."""
+    """[rows] whether a training step ever had a gradient for the row, or it was given a vector to start from; kept only
+    where rows can be cold."""
 
-    def __init__(self, rows: int, dim: int, settings: TableSettings, *, of_values: bool = False) -> None:
-        """``of_values``: a row is a value of a vocabulary, so one that training never met says nothing (see
-        ``settle``); a row of hashed text tells its word from others even so."""
+    def __init__(
+        self, rows: int, dim: int, settings: TableSettings, *, of: Literal["values", "items", "queries"] | None = None
+    ) -> None:
+        """``of``: what a row is. One of a vocabulary's values that training never met says nothing (see ``settle``); a
+        row of hashed text (None) tells its word from others even so."""
         super().__init__()
-        self.settings = settings
-        self.has_cold_rows = of_values and settings.init == "normal"
+        self.settings, self.of = settings, of
+        self.has_cold_rows = of == "values" and settings.init == "normal"
         self.deviation = dim**-0.5 if settings.deviation is None else settings.deviation
         weight = torch.zeros(rows, dim)
         if settings.init == "normal":
@@ -158,8 +162,40 @@ class Table(nn.Module):
         if len(cold) in (0, len(self.weight)):
             return None
         before = self.weight.index_select(0, cold)
-        self.weight[cold] = self.met_R.to(self.weight.dtype) @ self.weight / (len(self.weight) - len(cold))
+        self.weight[cold] = self._mean_met()
         return cold, before
+
+    def _mean_met(self) -> Tensor:
+        """[D] of the rows that training met, of which there are some."""
+        return self.met_R.to(self.weight.dtype) @ self.weight / int(self.met_R.sum())
+
+    @torch.no_grad()
+    def carry(self, saved: Mapping[str, Tensor], changed_R: Tensor, start_R: Tensor | None = None) -> None:
+        """Take over saved rows but those that changed, which start anew: nothing of what they were is left.
+
+        A new value starts at what it was served with until now: the vector of its bucket ``start_R`` (-1 for none)
+        where training met that (and then counts as met, so that ``settle`` leaves it); else the mean of the rows that
+        training met, or zeros where the table starts at zero. Rows that are no values keep their start.
+        """
+        carry_rows(self.weight, saved["weight"], changed_R)
+        if self.has_cold_rows:
+            carry_rows(self.met_R, saved["met_R"], changed_R)
+        if self.of != "values":
+            return
+        changed_R = changed_R.to(self.weight.device)
+        row_C = changed_R.nonzero()[:, 0]
+        if self.has_cold_rows:
+            self.met_R[row_C] = False
+            if bool(self.met_R.any()):
+                self.weight[row_C] = self._mean_met()
+        else:
+            self.weight[row_C] = 0.0
+        if start_R is None:
+            return
+        bucket_C = start_R.to(row_C.device)[row_C]
+        says_R = self.met_R if self.has_cold_rows else ~changed_R
+        says_C = (bucket_C >= 0) & says_R[bucket_C.clamp(min=0)]
+        self.start_from(row_C[says_C], self.weight[bucket_C[says_C]])
 
     @contextmanager
     def settled(self) -> Iterator[None]:

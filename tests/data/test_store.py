@@ -156,8 +156,8 @@ def test_damaged_manifest(store: Path) -> None:
     manifest.write_text(text.replace('"events": 3', '"events": 4'))
     with pytest.raises(ArtifactError, match="the manifest is damaged"):
         Store.open(store)
-    manifest.write_text(text.replace('"version": 1', '"version": 99'))
-    with pytest.raises(ArtifactError, match="the store has version 99, this program reads version 1"):
+    manifest.write_text(text.replace('"version": 2', '"version": 99'))
+    with pytest.raises(ArtifactError, match="the store has version 99, this program reads version 2"):
         Store.open(store)
     manifest.write_text("[]")
     with pytest.raises(ArtifactError, match="this is not the manifest of a store"):

@@ -274,6 +274,6 @@ def test_truncated_and_newer_files_are_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ArtifactError, match="not a saved vocabulary"):
         Vocabulary.load(path)
-    (tmp_path / "v.json").write_text('{"format": 2, "buckets": 9, "n_values": 4, "n_hit": 3}')
-    with pytest.raises(ArtifactError, match="format 2, expected 1"):
+    (tmp_path / "v.json").write_text('{"format": 3, "buckets": 9, "n_values": 4, "n_hit": 3}')
+    with pytest.raises(ArtifactError, match="format 3, expected 2"):
         HashedVocabulary.load(tmp_path / "v.json")

@@ -39,7 +39,7 @@ def adjacency_of(there: np.ndarray) -> Adjacency:
 def tables(deviation: tuple[float, float] = (0.5, 0.02)) -> tuple[Table, Table]:
     torch.manual_seed(0)
     query, item = (
-        Table(rows, DIM, TableSettings(deviation=d), of_values=True).double()
+        Table(rows, DIM, TableSettings(deviation=d), of="values").double()
         for rows, d in zip((N_QUERIES, N_ITEMS), deviation, strict=True)
     )
     return query, item

@@ -77,7 +77,7 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(
 
     resumed = started(store, 2, dense=dense)  # other weights, to be replaced
     state = checkpoint.load(folder, resumed.model, resumed.optimiser)
-    assert state == {"format": 1, "step": at, "history": [{"epoch": 0.5}]}
+    assert state == {"format": 2, "step": at, "history": [{"epoch": 0.5}]}
     take(resumed, batches, at, 6)
     for name, value in through.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
@@ -219,12 +219,12 @@ def test_a_damaged_state(tmp_path: Path, text: str) -> None:
         checkpoint.load(folder, numbered(0))
 
 
-@pytest.mark.parametrize("state", [{"format": 2}, {}, [1]])
+@pytest.mark.parametrize("state", [{"format": 1}, {}, [1]])
 def test_another_format(tmp_path: Path, state: object) -> None:
     folder = tmp_path / "best"
     checkpoint.save(folder, numbered(1), None, {})
     (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    with pytest.raises(ArtifactError, match=r"state.json: format (2|None), this version reads 1"):
+    with pytest.raises(ArtifactError, match=r"state.json: format (1|None), this version reads 2"):
         checkpoint.load(folder, numbered(0))
 
 

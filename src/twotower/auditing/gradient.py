@@ -246,7 +246,7 @@ def _items_of(subject: Subject, others: Tensor) -> Tensor:
     """Items that events, or queries, bring."""
     if subject.batches.batch_of == "pairs":
         return subject.batches.event_item[others]
-    return subject.batches.pairs.items(subject.batches.trained_Q[others]).value
+    return subject.batches.batched_pairs.items(subject.batches.trained_Q[others]).value
 
 
 def _counts_of_positives(sampler: Sampler, of_sample: Batch, batch: Batch, look: _Frozen, line_q: Tensor) -> Tensor:

@@ -17,11 +17,13 @@ from ..errors import ConfigError, DataError
 from ..part import Events, Facts
 from ..records import Batch, Features, LiveAt, Ragged, running_sum, spans
 from ..schema import History, Id, Schema, table_of
+from .arrow import US_PER_DAY
 from .life import lives_of, period_of
 from .store import Store
-from .thinning import ThinnedEvents, Thinning
+from .thinning import UNIT, ThinnedEvents, Thinning
 
 BatchOf = Literal["pairs", "queries"]
+Order = Literal["shuffled", "days"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,40 @@ def group_pairs(
         weight=torch.from_numpy(total),
         first_us=None if first is None else torch.from_numpy(first),
     )
+
+
+def pairs_of(store: Store, events: np.ndarray, *, with_self: bool = False) -> Pairs:
+    """The pairs of a store's events; ``with_self`` each query's own item too, of weight 0, where queries are items."""
+    query, item, weight = (np.asarray(column[events]) for column in (store.query_row, store.item_row, store.weight))
+    time_us = None if store.time_us is None else np.asarray(store.time_us[events])
+    if with_self and store.query_item_row is not None:
+        own = np.asarray(store.query_item_row)
+        self_query = np.flatnonzero(own >= 0)
+        query, item = np.concatenate([query, self_query]), np.concatenate([item, own[self_query]])
+        weight = np.concatenate([weight, np.zeros(len(self_query), np.float32)])
+        if time_us is not None:
+            time_us = np.concatenate([time_us, np.full(len(self_query), np.iinfo(np.int64).min)])
+    return group_pairs(query, item, weight, time_us, store.n_queries)
+
+
+def _lengths(pairs: Pairs) -> Tensor:
+    return pairs.offset[1:] - pairs.offset[:-1]
+
+
+def _sums(value_n: Tensor, group_n: Tensor) -> Tensor:
+    """Sum of the values of each group, for all groups up to the largest number."""
+    return value_n.new_zeros(int(group_n.max()) + 1).index_add_(0, group_n, value_n)
+
+
+def _joined(total_D: Tensor, least: int) -> Tensor:
+    """[D] numbers, rising, that make neighbours one until each number has ``least``: small ones join the next."""
+    number, total, found = 0, 0, []
+    for one in total_D.tolist():
+        found.append(number)
+        total += one
+        if total >= least:
+            number, total = number + 1, 0
+    return torch.tensor(found).clamp(max=max(number - 1, 0))
 
 
 class Histories:
@@ -160,9 +196,19 @@ def varies_within_query(schema: Schema) -> bool:
     return bool(schema.context) or schema.interactions.query is None
 
 
-def check_batches(schema: Schema, batch_of: BatchOf, thin: Thinning | None = None) -> None:
+def check_batches(schema: Schema, batch_of: BatchOf, thin: Thinning | None = None, order: Order = "shuffled") -> None:
     """Raise ConfigError where a schema has no such batches; a run asks before its files are read."""
     _check_histories(schema)
+    if order == "days" and batch_of == "queries":
+        raise ConfigError(
+            "training.order: found 'days', but training.batch_of = 'queries' batches each query with the positives of "
+            "all its days: use batch_of = 'pairs', or order = 'shuffled'"
+        )
+    if order == "days" and schema.interactions.time is None:
+        raise ConfigError(
+            "training.order: found 'days', but schema.interactions.time names no column: name the column of the time, "
+            "or use order = 'shuffled'"
+        )
     if batch_of == "queries" and thin is not None:
         raise ConfigError(
             f"training.thin: found {type(thin).__name__}, but training.batch_of = 'queries' batches each query with "
@@ -187,6 +233,15 @@ def _check_histories(schema: Schema) -> None:
 class TrainingBatches:
     """The training events of a store, shuffled anew every epoch by (seed, epoch).
 
+    With ``order = "days"`` an epoch goes through the days (UTC) that have events, oldest first, and shuffles within
+    each: no batch is of two days, so the last of each may be smaller. Days of which ``thin`` leaves less than one event
+    an epoch are taken as one with the next (the last with the one before). Popularity is then that of the days at hand,
+    which ``StreamingFrequency`` follows and ``ExactFrequency`` takes for that of all.
+
+    With ``known`` some events are batched while others are known as well: today's events, say, with all before them.
+    Only ``events`` are drawn and counted (``item_count_M``, ``query_count_Q``, ``n_queries``, ``Facts.events``); what a
+    query is known to like, histories, ``Facts.pairs`` and the n_q of ``query_weight`` are of the ``known``.
+
     With ``thin`` an epoch is of fewer events, drawn anew too (``thinning.ThinnedEvents``). The others are not batched
     in that epoch, but all else stays as it is: they are known, so never negatives, they are in histories, and the
     n_q of ``query_weight`` counts them. All epochs have the same number of steps. Counts (``Facts.item_count_M``,
@@ -205,19 +260,28 @@ class TrainingBatches:
         *,
         batch_of: BatchOf,
         batch_size: int,
+        known: np.ndarray | None = None,
         shown: np.ndarray | None = None,
         query_weight: float = 0.0,
         thin: Thinning | None = None,
+        order: Order = "shuffled",
         seed: int = 0,
     ) -> None:
         """``events`` are the indices to train on, ``shown`` those of the impressions of that part that were not taken.
 
-        ``query_weight`` multiplies a pair's weight by n_q ** query_weight, n_q the number of distinct training pairs of
+        ``known`` are indices of events too, all of ``events`` among them; without it they are the ``events``.
+        ``query_weight`` multiplies a pair's weight by n_q ** query_weight, n_q the number of distinct known pairs of
         its query.
+
+        Raises DataError where there is no event, or one that is not known, and ConfigError as ``check_batches`` does.
         """
         if not len(events):
             raise DataError("training: no event is left to train on")
+        check_batches(store.schema, batch_of, thin, order)
         self.store, self.events = store, events
+        self.known_events = events if known is None else known
+        if known is not None and (unknown := int((~np.isin(events, known)).sum())):
+            raise DataError(f"training: {unknown:,} of {len(events):,} events are not among the known, expected all")
         self.shown = np.zeros(0, np.int64) if shown is None else shown
         self.batch_of, self.batch_size, self.seed = batch_of, batch_size, seed
         query = np.asarray(store.query_row[events])
@@ -230,15 +294,34 @@ class TrainingBatches:
         self.event_us = time_us
         self.lives = lives_of(store)
         self.period = period_of(store, events)
-        self.pairs = group_pairs(query, item, weight, time_us, store.n_queries)
-        self.known = self._with_self(query, item, weight, time_us)
-        self.histories = Histories(store, events)
-        count_Q = self.pairs.offset[1:] - self.pairs.offset[:-1]
-        self.trained_Q = count_Q.nonzero()[:, 0]
-        self.query_weight_Q = count_Q.clamp(min=1).float() ** query_weight
+        self.batched_pairs = group_pairs(query, item, weight, time_us, store.n_queries)
+        """Of the events."""
+        self.pairs = self.batched_pairs if known is None else pairs_of(store, known)
+        """Of the known events."""
+        self.known = self._with_self()
+        self.histories = Histories(store, self.known_events)
+        self.trained_Q = _lengths(self.batched_pairs).nonzero()[:, 0]
+        self.query_weight_Q = _lengths(self.pairs).clamp(min=1).float() ** query_weight
         self.varies = varies_within_query(store.schema)
-        check_batches(store.schema, batch_of, thin)
         self.thinned = None if thin is None else self._thinned(thin)
+        self.day_E: Tensor | None = None
+        self.least_D = [self.n_batched]
+        if order == "days":
+            self.day_E, self.least_D = self._by_day()
+
+    def _by_day(self) -> tuple[Tensor, list[int]]:
+        """[E] the day of each event, from 0, and how many events an epoch has of each day at least.
+
+        A thinned epoch draws day by day too, so that each day has as many as expected, rounded down or up.
+        """
+        assert self.event_us is not None
+        day_E = torch.from_numpy(np.unique(self.event_us // US_PER_DAY, return_inverse=True)[1].astype(np.int64))
+        thinned, unit = self.thinned, 1 if self.thinned is None else UNIT
+        length_E = torch.ones_like(day_E) if thinned is None else thinned.length_M[thinned.item_E]
+        day_E = _joined(_sums(length_E, day_E), unit)[day_E]
+        if thinned is not None:
+            self.thinned = replace(thinned, day_E=day_E)
+        return day_E, (_sums(length_E, day_E) // unit).tolist()
 
     def _thinned(self, thin: Thinning) -> ThinnedEvents:
         keep_M = thin.keep_probability(self.event_item.bincount(minlength=self.store.n_items))
@@ -250,21 +333,11 @@ class TrainingBatches:
             )
         return thinned
 
-    def _with_self(self, query: np.ndarray, item: np.ndarray, weight: np.ndarray, time_us: np.ndarray | None) -> Pairs:
+    def _with_self(self) -> Pairs:
         """What is never a negative: known positives, and the query's own item where queries are items."""
-        own = self.store.query_item_row
-        if own is None:
+        if self.store.query_item_row is None:
             return self.pairs
-        self_query = np.flatnonzero(np.asarray(own) >= 0)
-        self_item = np.asarray(own)[self_query]
-        times = None if time_us is None else np.concatenate([time_us, np.full(len(self_query), np.iinfo(np.int64).min)])
-        return group_pairs(
-            np.concatenate([query, self_query]),
-            np.concatenate([item, self_item]),
-            np.concatenate([weight, np.zeros(len(self_query), np.float32)]),
-            times,
-            self.store.n_queries,
-        )
+        return pairs_of(self.store, self.known_events, with_self=True)
 
     @property
     def n_batched(self) -> int:
@@ -275,25 +348,31 @@ class TrainingBatches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch; the last may be smaller, or have one event more where events are thinned."""
-        return -(-self.n_batched // self.batch_size)
+        """Batches of an epoch; the last of it, or of a day, may be smaller, or have one event more where events are
+        thinned."""
+        return sum(self._steps(least) for least in self.least_D)
+
+    def _steps(self, n: int) -> int:
+        """Batches of n events or queries."""
+        return -(-n // self.batch_size)
 
     def facts(self) -> Facts:
         """What samplers and frequency estimates need to know before they start."""
-        item = self.event_item if self.batch_of == "pairs" else self.pairs.item
+        item = self.event_item if self.batch_of == "pairs" else self.batched_pairs.item
         item_count_M, query_count_Q = self._counts(item)
         return Facts(
             n_items=self.store.n_items,
             n_queries=len(self.trained_Q),
             item_count_M=item_count_M,
-            batch_size=min(self.batch_size, self.n_batched),
+            batch_size=min(self.batch_size, max(self.least_D)),
             batch_of=self.batch_of,
             query_count_Q=query_count_Q,
             steps_per_epoch=self.steps_per_epoch,
             pairs=Ragged(offset=self.pairs.offset, value=self.pairs.item, weight=self.pairs.weight),
             shown=self._never_taken(self.shown),
-            passed_over=self._never_taken(passed_over(self.store, self.events, self.shown)),
+            passed_over=self._never_taken(passed_over(self.store, self.known_events, self.shown)),
             events=Events(item_E=item, features=self._features_of),
+            item_number_M=torch.from_numpy(np.array(self.store.item_number)),
             live_M=torch.zeros(0, dtype=torch.bool) if self.lives is None else self.lives.during(*self.period),
         )
 
@@ -306,11 +385,11 @@ class TrainingBatches:
 
     def _counts(self, item: Tensor) -> tuple[Tensor, Tensor]:
         """Training events of each item, and pairs of each query: of an epoch, expected ones where it is thinned."""
-        count_M, count_Q = item.bincount(minlength=self.store.n_items), self.pairs.offset[1:] - self.pairs.offset[:-1]
+        count_M, count_Q = item.bincount(minlength=self.store.n_items), _lengths(self.batched_pairs)
         if self.thinned is None:
             return count_M, count_Q
         keep_M = self.thinned.keep_M
-        pairs = Ragged(offset=self.pairs.offset, value=self.pairs.item)
+        pairs = Ragged(offset=self.batched_pairs.offset, value=self.batched_pairs.item)
         kept_Q = torch.zeros(len(pairs), dtype=keep_M.dtype).index_add(0, pairs.owner(), keep_M[pairs.value])
         return count_M * keep_M, kept_Q
 
@@ -318,16 +397,25 @@ class TrainingBatches:
         """Query features of events [n], as batches of them have."""
         if self.batch_of == "pairs":
             return self.features_at(index, self.event_query[index])
-        query = torch.searchsorted(self.pairs.offset, index, right=True) - 1
+        query = torch.searchsorted(self.batched_pairs.offset, index, right=True) - 1
         return self.store.query.take(query)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of an epoch, from its step ``start`` on."""
         rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = self.order(rng)
+        bound = [0, *self._ends(order)]
         for step in range(start, self.steps_per_epoch):
-            stop = (step + 1) * self.batch_size if step + 1 < self.steps_per_epoch else len(order)
-            yield self.at(order[step * self.batch_size : stop])
+            yield self.at(order[bound[step] : bound[step + 1]])
+
+    def _ends(self, order: Tensor) -> Iterator[int]:
+        """Where each batch of an epoch ends; the last of a day takes all that is left of it."""
+        day_n = torch.zeros_like(order) if self.day_E is None else self.day_E[order]
+        stop = 0
+        for count, least in zip(day_n.bincount(minlength=len(self.least_D)).tolist(), self.least_D, strict=True):
+            start, stop = stop, stop + count
+            yield from (start + step * self.batch_size for step in range(1, self._steps(least)))
+            yield stop
 
     def at(self, index: Tensor) -> Batch:
         """The batch of these events, or queries."""
@@ -336,23 +424,26 @@ class TrainingBatches:
     def order(self, rng: torch.Generator) -> Tensor:
         """Events or queries of an epoch, in the order in which they are batched: numbers for ``at``."""
         if self.thinned is None:
-            return torch.randperm(self.n_batched, generator=rng)
-        kept = self.thinned.draw(rng)
-        return kept[torch.randperm(len(kept), generator=rng)]
+            order = torch.randperm(self.n_batched, generator=rng)
+        else:
+            kept = self.thinned.draw(rng)
+            order = kept[torch.randperm(len(kept), generator=rng)]
+        return order if self.day_E is None else order[torch.sort(self.day_E[order], stable=True).indices]
 
     def of_queries(self, query_B: Tensor) -> Batch:
         """Whole queries with all their positives."""
-        start = self.pairs.offset.index_select(0, query_B)
-        offset, at = spans(start, self.pairs.offset.index_select(0, query_B + 1) - start)
+        pairs = self.batched_pairs
+        start = pairs.offset.index_select(0, query_B)
+        offset, at = spans(start, pairs.offset.index_select(0, query_B + 1) - start)
         of_P = torch.repeat_interleave(torch.arange(len(query_B)), offset[1:] - offset[:-1])
-        item_P = self.pairs.item.index_select(0, at)
-        same = self.known is self.pairs
+        item_P = pairs.item.index_select(0, at)
+        same = self.known is pairs
         return Batch(
             query=self.store.query.take(query_B),
             query_B=query_B,
             item_P=item_P,
             of_P=of_P,
-            weight_P=self.pairs.weight.index_select(0, at) * self.query_weight_Q[query_B].index_select(0, of_P),
+            weight_P=pairs.weight.index_select(0, at) * self.query_weight_Q[query_B].index_select(0, of_P),
             known=Ragged(offset=offset, value=item_P) if same else self.known.items(query_B),
             live=self._live_throughout(len(query_B)),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from .arrow import did_you_mean, is_list, list_lengths, mask_of
 from .files import listed
 from .raw_columns import column_groups
 from .readers import Chunk, Source, chunks, column_names
-from .report import NO_KEY, REPEATED_KEY, Tally
+from .report import FORGOTTEN, NO_KEY, REPEATED_KEY, Tally
 from .vocabulary import Vocabulary, VocabularyFit, one_array, text_form
 
 _MERGE_AT = 1 << 20
@@ -24,21 +25,52 @@ _TABLE_ROWS = 1 << 18
 """Rows of a table of features that comes from no file."""
 
 
+_NO_IDS = pa.array([], pa.large_string())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What the store that is extended has of a side."""
+
+    vocabulary: Vocabulary
+    is_listed: bool
+    """Whether a file listed its ids: events of others are left out."""
+    forgotten: pa.LargeStringArray = field(default_factory=lambda: _NO_IDS)
+    """Ids of which nothing may stay."""
+
+
 class Side:
     """The query or the item side: its ids, and where its features' columns come from.
 
     A column is looked for in the side's own file, then it may be the id itself, and at last it is an attribute that the
     interactions repeat in every event: the first value of each id that is not missing.
+
+    Of a store that is extended the rows stay. Then ``named`` are the ids whose features are read now: those of the
+    file, or without one those that are new. A first ingest reads them all.
     """
 
-    def __init__(self, name: str, schema: Schema, source: Source | None, types: dict[str, pa.DataType]) -> None:
+    def __init__(
+        self,
+        name: str,
+        schema: Schema,
+        source: Source | None,
+        types: dict[str, pa.DataType],
+        known: Known | None = None,
+    ) -> None:
         self.name, self.source, self._types = name, source, types
+        self._known = known or Known(vocabulary=Vocabulary(_NO_IDS), is_listed=source is not None)
+        self._extends = known is not None
+        self.is_listed = self._known.is_listed
         is_item = name == "item"
         self.id_column = schema.interactions.item if is_item else schema.interactions.query
         self.key = (schema.item_key if is_item else schema.query_key) or self.id_column
         self.features: dict[str, Feature] = dict(schema.item if is_item else schema.query)
         self.tally = Tally("items" if is_item else "queries")
         self.vocabulary: Vocabulary | None = None
+        """The catalogue: from the start where a file lists it, else once all events were seen."""
+        self.named = Vocabulary(_NO_IDS)
+        self.gone = np.zeros(0, np.int64)
+        """Rows of the store that is extended whose id leaves."""
         self.conflicts: dict[str, int] = {}
         self._ids = VocabularyFit()
         self._trained_ids = VocabularyFit()
@@ -51,8 +83,15 @@ class Side:
         ids = {self.id_column, self.key}
         self._from_id = [c for group in groups for c in group if c not in in_file and c in ids]
         elsewhere = [group for group in groups if not any(c in in_file or c in ids for c in group)]
-        self._first = {group: _FirstRows() for group in elsewhere}
+        self._first = {group: _FirstRows() for group in elsewhere if source is not None or not self.is_listed}
+        if source is None and self.is_listed:
+            self._grow()
         if source is not None:
+            if not self.is_listed:
+                raise DataError(
+                    f"{self.tally.name}: there is a file, but the ids of the store came from its events: leave it out, "
+                    f"or run the ingest again with all interactions and a file of all {self.tally.name}"
+                )
             if self.key not in in_file:
                 raise DataError(
                     f"{self.tally.name}: there is no column {self.key!r} for the ids of the interactions to point to; "
@@ -63,7 +102,12 @@ class Side:
 
     @property
     def n(self) -> int:
-        """Queries, or items."""
+        """Rows: queries, or items."""
+        return 0 if self.vocabulary is None else self.vocabulary.size
+
+    @property
+    def n_ids(self) -> int:
+        """Ids: rows that are not free."""
         return 0 if self.vocabulary is None else self.vocabulary.n_values
 
     @property
@@ -78,34 +122,54 @@ class Side:
     def _read_keys(self) -> None:
         """The catalogue of a side with a file: its keys in the order of the file."""
         first = _FirstRows()
+        n_forgotten = 0
         for chunk in self._chunks([str(self.key)]):
             id_ = ids_of(chunk, str(self.key))
+            forgotten = self.is_forgotten(id_)
+            n_forgotten += int(forgotten.sum())
             self.tally.read += len(id_)
-            absent = mask_of(id_.is_null())
-            self.tally.leave_out(NO_KEY, absent, chunk)
-            first.update(pa.table({"id": id_.drop_null()}))
-        known = first.finish()
-        if known is None or not len(known):
+            self.tally.leave_out(NO_KEY, mask_of(id_.is_null()), chunk)
+            first.update(pa.table({"id": id_.filter(pa.array(~forgotten)).drop_null()}))
+        self.tally.count(FORGOTTEN, n_forgotten, [])
+        found = first.finish()
+        if (found is None or not len(found)) and not self._extends:
             raise DataError(f"{self.tally.name}: no row has an id in the column {self.key!r}")
-        self.vocabulary = Vocabulary(known["id"])
-        if self.tally.read > self.vocabulary.n_values:
+        self.named = Vocabulary(_NO_IDS if found is None else found["id"])
+        self._grow()
+        if self.tally.read > self.named.n_values:
             for chunk, _, repeated, _ in self._first_rows([str(self.key)]):
                 self.tally.leave_out(REPEATED_KEY, repeated, chunk)
 
+    @property
+    def forgets(self) -> bool:
+        """Whether there are ids of which nothing may stay."""
+        return len(self._known.forgotten) > 0
+
+    def is_forgotten(self, id_: pa.LargeStringArray) -> NDArray[np.bool_]:
+        """Whether an id is one of those of which nothing may stay."""
+        return mask_of(pc.is_in(id_, value_set=self._known.forgotten))
+
+    def _grow(self, gone: NDArray[np.int64] | None = None) -> None:
+        """The catalogue: what is known, with the new ids among the named and without those that are gone."""
+        base = self._known.vocabulary
+        forgotten = base.own_rows(self._known.forgotten)
+        self.gone = forgotten if gone is None else np.union1d(forgotten, gone)
+        ids = self.named.ids()
+        self.vocabulary = base.grown(ids.filter(pa.array(base.own_rows(ids) < 0)), self.gone)
+
     def _first_rows(self, columns: list[str]) -> Iterator[tuple[Chunk, NDArray[np.int64], NDArray[np.bool_], int]]:
-        """The file again: a chunk, its rows that are an id's first, a mask of those that are not, and the catalogue row
-        of the first of them (the catalogue is in the order of the file)."""
-        assert self.vocabulary is not None
+        """The file again: a chunk, its rows that are an id's first, a mask of those that are not, and the number of the
+        first of them among the named (which are in the order of the file)."""
         next_row = 0
         for chunk in self._chunks(columns):
-            row = self.vocabulary.rows(ids_of(chunk, str(self.key)))
+            row = self.named.rows(ids_of(chunk, str(self.key)))
             distinct, first = np.unique(row, return_index=True)
             new = np.sort(first[distinct >= next_row])
             repeated = row >= 0
             repeated[new] = False
             yield chunk, new, repeated, next_row
             next_row += len(new)
-        if next_row != self.vocabulary.n_values:
+        if next_row != self.named.n_values:
             raise DataError(f"{self.tally.name}: the files changed while they were read")
 
     def see_events(self, table: pa.Table, trained: NDArray[np.bool_] | None) -> None:
@@ -113,7 +177,7 @@ class Side:
         if self.id_column is None:
             return
         id_ = text_form(table[self.id_column], self.id_column)
-        if self.source is None:
+        if not self.is_listed or self._extends:
             self._ids.update(id_)
         if trained is not None:
             self._trained_ids.update(id_.filter(pa.array(trained)))
@@ -121,26 +185,39 @@ class Side:
             rows = pa.table({"id": id_, **{column: table[column] for column in group}})
             first.update(rows.filter(_any_present(rows, group)))
 
-    def close_events(self) -> None:
-        """The catalogue and the attributes, once all events were seen."""
+    def close_events(self, gone: NDArray[np.int64] | None = None) -> None:
+        """The catalogue and the attributes, once all events were seen; the rows ``gone`` are freed."""
         if self.id_column is None:
             return
-        if self.vocabulary is None:
-            self.vocabulary = self._ids.finish()
+        if not self.is_listed:
+            seen = self._ids.finish().ids()
+            self.named = Vocabulary(seen.filter(pa.array(self._known.vocabulary.own_rows(seen) < 0)))
+        self._grow(gone)
+        n = self.named.size
         for first in self._first.values():
             found = first.finish()
             if found is not None:
-                place = _places(self.vocabulary.rows(found["id"]), self.n)
+                place = _places(self.named.rows(found["id"]), n)
                 for column in found.column_names[1:]:
                     self._attributes[column] = found[column].take(pa.array(place, mask=place < 0))
         for column in self.columns_from_events:
-            self._attributes.setdefault(column, pa.chunked_array([pa.nulls(self.n)]))
+            self._attributes.setdefault(column, pa.chunked_array([pa.nulls(n)]))
+
+    def active(self) -> pa.LargeStringArray:
+        """The ids that the file names or that have events now, once all events were seen; of a store that is
+        extended."""
+        return pa.concat_arrays([self.named.ids(), self._ids.finish().ids()])
+
+    def rows_of_named(self) -> NDArray[np.int64]:
+        """[n named] their rows in the catalogue."""
+        assert self.vocabulary is not None
+        return self.vocabulary.rows(self.named.ids()) if self._extends else np.arange(self.n)
 
     def trained(self) -> NDArray[np.bool_]:
-        """[n] whether a row has training events."""
-        assert self.vocabulary is not None
-        trained = np.zeros(self.n, bool)
-        trained[self.vocabulary.rows(self._trained_ids.finish().ids())] = True
+        """[n named] whether an id has training events."""
+        trained = np.zeros(self.named.size, bool)
+        row = self.named.rows(self._trained_ids.finish().ids())
+        trained[row[row >= 0]] = True
         return trained
 
     def rows(self, table: pa.Table) -> NDArray[np.int64]:
@@ -150,29 +227,33 @@ class Side:
         return self.vocabulary.rows(table[self.id_column], self.id_column)
 
     def tables(self) -> Iterator[tuple[pa.Table, int, str]]:
-        """The raw columns of all features in the order of the catalogue: a table, its first row, where it was read."""
-        if self.vocabulary is None:
+        """The raw columns of all features of the named: a table, the number of its first row, where it was read."""
+        if not self.named.size:
             return
         if self._from_file:
             for chunk, new, _, start in self._first_rows(list(dict.fromkeys([str(self.key), *self._from_file]))):
                 yield self._with_others(chunk.table.take(pa.array(new)), start), start, chunk.span()
             return
-        for start in range(0, self.n, _TABLE_ROWS):
-            ids = pa.table({"id": self.vocabulary.ids().slice(start, _TABLE_ROWS)})
+        for start in range(0, self.named.size, _TABLE_ROWS):
+            ids = pa.table({"id": self.named.ids().slice(start, _TABLE_ROWS)})
             yield self._with_others(ids, start), start, "interactions"
 
     def _with_others(self, table: pa.Table, start: int) -> pa.Table:
         """The rows with the columns that are no part of the file."""
-        assert self.vocabulary is not None
         n = len(table)
         for column in self._from_id:
-            table = table.append_column(column, self.vocabulary.ids().slice(start, n))
+            table = table.append_column(column, self.named.ids().slice(start, n))
         for column, values in self._attributes.items():
             table = table.append_column(column, values.slice(start, n).combine_chunks())
         return table
 
     def count_conflicts(self, table: pa.Table, row: NDArray[np.int64]) -> None:
-        """Second pass: events whose attribute is another one than the kept one."""
+        """Second pass: events whose attribute is another one than the one that is kept now."""
+        if not self._attributes:
+            return
+        if self._extends:
+            row = _places(self.rows_of_named(), self.n)[row]
+            table, row = table.filter(pa.array(row >= 0)), row[row >= 0]
         for column, values in self._attributes.items():
             differs = _differs(one_array(values.take(pa.array(row))), one_array(table[column]))
             name = f"{self.name}.{column}"
@@ -188,9 +269,9 @@ def _any_present(rows: pa.Table, columns: Sequence[str]) -> pa.Array:
 
 
 def _places(row: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """[n] where each row stands in ``row``, -1 where it does not."""
+    """[n] where each row stands in ``row`` (there -1 is none), -1 where it does not."""
     place = np.full(n, -1, np.int64)
-    place[row] = np.arange(len(row))
+    place[row[row >= 0]] = np.flatnonzero(row >= 0)
     return place
 
 

@@ -51,7 +51,7 @@ class RaggedArray:
 
     def take(self, index: NDArray[np.int64]) -> RaggedArray:
         """The lists of ``index`` [n'], in that order, repeats allowed."""
-        length = self.lengths()[index]
+        length = self.offset[index + 1] - self.offset[index]
         end = np.cumsum(length)
         at = np.arange(end[-1] if len(end) else 0) + np.repeat(self.offset[index] - (end - length), length)
         return RaggedArray.of_lengths(length, self.value[at], None if self.weight is None else self.weight[at])
@@ -59,6 +59,35 @@ class RaggedArray:
 
 Column = np.ndarray | RaggedArray
 """Rows [n] (integers, -1: missing), numbers [n] or [n, d] (floats), or lists of rows."""
+
+
+def taken(column: Column, row: NDArray[np.int64]) -> Column:
+    """The rows of a column, in that order."""
+    return column.take(row) if isinstance(column, RaggedArray) else np.asarray(column[row])
+
+
+def cut(column: Column, start: int, stop: int) -> Column:
+    """The rows ``start`` to ``stop`` of a column, where they lie."""
+    if not isinstance(column, RaggedArray):
+        return column[start:stop]
+    offset = column.offset[start : stop + 1]
+    inside = slice(int(offset[0]), int(offset[-1]))
+    weight = None if column.weight is None else column.weight[inside]
+    return RaggedArray(offset=offset - offset[0], value=column.value[inside], weight=weight)
+
+
+def put_together(first: Column, second: Column) -> Column:
+    """The rows of one column, then those of another of its kind."""
+    if isinstance(first, RaggedArray) and isinstance(second, RaggedArray):
+        both = None if first.weight is None or second.weight is None else (first.weight, second.weight)
+        return RaggedArray(
+            offset=np.concatenate([first.offset, second.offset[1:] + first.offset[-1]]),
+            value=np.concatenate([first.value, second.value]),
+            weight=None if both is None else np.concatenate(both),
+        )
+    assert not isinstance(first, RaggedArray)
+    assert not isinstance(second, RaggedArray)
+    return np.concatenate([first, second])
 
 
 class Columns(Mapping[str, Column]):

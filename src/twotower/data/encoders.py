@@ -49,6 +49,11 @@ from .vocabulary import HashedVocabulary, HashedVocabularyFit, Vocabulary, Vocab
 FORMAT = 1
 """Version of the saved folder."""
 
+Waiting = Mapping[str, pa.Table]
+"""By table: values without a row yet, and how often they were listed and counted."""
+Gone = Mapping[str, pa.LargeStringArray]
+"""By table: values that leave their rows."""
+
 _HOURS, _WEEKDAYS = 24, 7
 _PART_SIZES = {"hour": _HOURS, "weekday": _WEEKDAYS}
 _THURSDAY = 3  # 1970-01-01; Monday is 0
@@ -345,6 +350,20 @@ def _table(side: str, name: str, feature: Feature) -> str:
     return table
 
 
+def id_tables(schema: Schema, side: str) -> set[str]:
+    """Tables of the ids that name a side's rows."""
+    return {_table(side, name, feature) for name, feature in id_features(schema, side)}
+
+
+def id_features(schema: Schema, side: str) -> list[tuple[str, Id]]:
+    """The features whose values are the ids of a side's rows."""
+    return [
+        (name, feature)
+        for name, feature in _side(schema, side).items()
+        if isinstance(feature, Id) and feature.column in _keys(schema, side)
+    ]
+
+
 def _reads(name: str, feature: Feature) -> tuple[str, ...]:
     """Raw columns of a feature; a history's only name is its own."""
     match feature:
@@ -429,10 +448,15 @@ class EncodersFit:
     from training rows only.
 
     ``min_count`` of an id counts training events, so the interactions must come with their id columns.
+
+    A fit that goes on from ``base`` lets exact vocabularies grow: rows stay, new values take free rows and rows at the
+    end, what waits below ``min_count`` (``waiting``, as the last fit told it) is counted on. Everything else stays as
+    it was fitted first, since a model was trained on it: moments, quantile edges, document frequencies, subwords, what
+    ages count from, counted collisions.
     """
 
-    def __init__(self, schema: Schema) -> None:
-        self._schema = schema
+    def __init__(self, schema: Schema, base: Encoders | None = None, waiting: Waiting | None = None) -> None:
+        self._schema, self._base, self._waiting = schema, base, waiting or {}
         self._values: dict[str, Id | Categorical | Categories] = {}
         self._vocabularies: dict[str, VocabularyFit | HashedVocabularyFit] = {}
         self._texts: dict[str, TextFit] = {}
@@ -443,7 +467,21 @@ class EncodersFit:
         self._latest_us = 0
         self._missing = {f"{side}.{name}": 0 for side, name, f in schema.features() if not isinstance(f, History)}
         for side, name, feature in schema.features():
-            self._prepare(side, name, feature)
+            if base is None:
+                self._prepare(side, name, feature)
+            else:
+                self._go_on(base, side, name, feature)
+
+    def _go_on(self, base: Encoders, side: str, name: str, feature: Feature) -> None:
+        table = table_of(side, name, feature)
+        if not isinstance(feature, (Id, Categorical, Categories)) or table is None or table in self._values:
+            return
+        vocabulary = base.vocabularies[table]
+        if isinstance(vocabulary, Vocabulary):
+            self._values[table] = feature
+            fit = VocabularyFit(vocabulary, self._waiting.get(table))
+            fit.has_counts = table in self._id_tables("query") | self._id_tables("item")  # though no event may come
+            self._vocabularies[table] = fit
 
     def _prepare(self, side: str, name: str, feature: Feature) -> None:
         table = table_of(side, name, feature)
@@ -462,12 +500,22 @@ class EncodersFit:
             case _:
                 pass
 
-    def update(self, side: str, table: pa.Table, training: NDArray[np.bool_] | None = None) -> None:
-        """Learn from a chunk of rows; ``training`` [n] says which are training data (all without it).
+    def update(
+        self,
+        side: str,
+        table: pa.Table,
+        training: NDArray[np.bool_] | None = None,
+        again: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Learn from a chunk of rows; ``training`` [n] says which are training data (all without it), ``again`` [n]
+        which had been learnt from before (none without it): those bring what is new and are not counted twice.
 
         Raises:
             DataError: a column is missing or mistyped.
         """
+        if self._base is not None:
+            self._learn_new(side, table, training, np.zeros(len(table), bool) if again is None else again)
+            return
         known = table if training is None else table.filter(pa.array(training))
         for name, feature in _side(self._schema, side).items():
             is_catalogue = side == "item" and isinstance(feature, (Id, Categorical, Categories, Text))
@@ -477,6 +525,22 @@ class EncodersFit:
                 self._missing[f"{side}.{name}"] += missing
         if side == "context":
             self._count_events(known)
+
+    def _learn_new(
+        self, side: str, table: pa.Table, training: NDArray[np.bool_] | None, again: NDArray[np.bool_]
+    ) -> None:
+        """Values for the vocabularies, nothing else."""
+        trains = np.ones(len(table), bool) if training is None else training
+        for name, feature in _side(self._schema, side).items():
+            if isinstance(feature, (Id, Categorical, Categories)) and _table(side, name, feature) in self._vocabularies:
+                learnt = np.ones(len(table), bool) if side == "item" else trains
+                for rows, is_again in ((learnt & ~again, False), (learnt & again, True)):
+                    if rows.any():
+                        with _naming(side, name):
+                            part = table.filter(pa.array(rows))
+                            self._learn_values(_table(side, name, feature), feature, part, is_again)
+        if side == "context":
+            self._count_events(table.filter(pa.array(trains)))
 
     def _learn(self, side: str, name: str, feature: Feature, table: pa.Table) -> int:
         """Returns how many rows have no value."""
@@ -496,16 +560,19 @@ class EncodersFit:
             case History():
                 return 0
 
-    def _learn_values(self, table_name: str, feature: Id | Categorical | Categories, table: pa.Table) -> int:
+    def _learn_values(
+        self, table_name: str, feature: Id | Categorical | Categories, table: pa.Table, again: bool = False
+    ) -> int:
         array = column_of(table, feature.column)
         fit = self._vocabularies[table_name]
+        update = fit.update_again if again and isinstance(fit, VocabularyFit) else fit.update
         if not isinstance(feature, Categories):
             text = text_form(array, feature.column)
-            fit.update(text)
+            update(text)
             return int(text.null_count)
         length, value = text_lists(array, feature.column, feature.separator)
         _weights(feature, table, length)
-        fit.update(value)
+        update(value)
         return int((length == 0).sum())
 
     def _learn_number(self, side: str, name: str, feature: Number, table: pa.Table) -> int:
@@ -529,24 +596,26 @@ class EncodersFit:
         for side, column in (("query", events.query), ("item", events.item)):
             if column is not None and column in table.column_names:
                 for table_name in self._id_tables(side):
-                    fit = self._vocabularies[table_name]
+                    fit = self._vocabularies.get(table_name)
                     if isinstance(fit, VocabularyFit):
                         fit.count(column_of(table, column), column)
+                        if self._base is not None:  # an id of the catalogue, whose row may have come before
+                            fit.update_again(column_of(table, column), column)
 
     def _id_tables(self, side: str) -> set[str]:
-        """Tables of the ids that name a side's rows."""
-        return {
-            _table(side, name, feature)
-            for name, feature in _side(self._schema, side).items()
-            if isinstance(feature, Id) and feature.column in _keys(self._schema, side)
-        }
+        return id_tables(self._schema, side)
 
-    def finish(self, last_event_us: int | None) -> Encoders:
+    def finish(self, last_event_us: int | None, gone: Gone | None = None) -> Encoders:
         """What was learnt. Ages count from ``last_event_us``; without it from the latest moment of any Time feature.
+
+        A fit that goes on frees the rows of the values that are ``gone``.
 
         Raises:
             ConfigError: a Text feature has subwords and the library ``tokenizers`` is not installed.
         """
+        if self._base is not None:
+            grown = {table: self._vocabulary(table, gone) for table in self._vocabularies}
+            return dataclasses.replace(self._base, vocabularies={**self._base.vocabularies, **grown})
         last = self._latest_us if last_event_us is None else last_event_us
         samples = {name: sample.values() for name, sample in self._times.items()}
         return Encoders(
@@ -560,7 +629,15 @@ class EncodersFit:
             missing=self._missing,
         )
 
-    def _vocabulary(self, table: str) -> Vocabulary | HashedVocabulary:
+    def waiting(self, gone: Gone | None = None) -> Waiting:
+        """By table what waits below ``min_count``, with its counts so far, for a fit that goes on."""
+        return {
+            table: fit.waiting(min_count=self._values[table].min_count, gone=(gone or {}).get(table))
+            for table, fit in self._vocabularies.items()
+            if isinstance(fit, VocabularyFit)
+        }
+
+    def _vocabulary(self, table: str, gone: Gone | None = None) -> Vocabulary | HashedVocabulary:
         feature, fit = self._values[table], self._vocabularies[table]
         if isinstance(fit, HashedVocabularyFit):
             return fit.finish(buckets=feature.hash_buckets or 0)
@@ -570,4 +647,4 @@ class EncodersFit:
                 f"table {table!r} has min_count {feature.min_count}, but no events were counted: "
                 "pass the interactions, with their id columns, to update('context', ...)"
             )
-        return fit.finish(min_count=feature.min_count, oov_buckets=feature.oov_buckets)
+        return fit.finish(min_count=feature.min_count, oov_buckets=feature.oov_buckets, gone=(gone or {}).get(table))

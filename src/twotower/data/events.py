@@ -16,7 +16,18 @@ from .arrow import TimeUnit, did_you_mean, mask_of, microseconds, numbers
 from .catalogue import Side, ids_of
 from .raw_columns import column_groups, columns_of
 from .readers import Chunk, Source, chunks, column_names, naming
-from .report import BAD_PER, BAD_TAKEN, BAD_TIME, BAD_WEIGHT, NO_ITEM, NO_QUERY, UNKNOWN_ITEM, UNKNOWN_QUERY, Tally
+from .report import (
+    BAD_PER,
+    BAD_TAKEN,
+    BAD_TIME,
+    BAD_WEIGHT,
+    FORGOTTEN,
+    NO_ITEM,
+    NO_QUERY,
+    UNKNOWN_ITEM,
+    UNKNOWN_QUERY,
+    Tally,
+)
 from .vocabulary import one_array, text_form
 
 PARTS = ("train", "valid", "test")
@@ -30,7 +41,8 @@ _LATEST_US = 7_258_118_400 * 10**6  # 2200-01-01
 class Group:
     """Files of events that belong together."""
 
-    source: Source
+    source: Source | None
+    """None where no event arrived."""
     tally: Tally
     part: int | None
     """Their part of the split: 0 train, 1 valid, 2 test; None where no files were given as valid or test."""
@@ -44,7 +56,7 @@ class Kept:
     table: pa.Table
     """Ids as text, and all columns that features read."""
     item_row: NDArray[np.int64]
-    """-1 in the first pass where there is no item file."""
+    """-1 in the first pass where no file lists the items."""
     query_row: NDArray[np.int64]
     time_us: NDArray[np.int64] | None
     taken: NDArray[np.bool_] | None
@@ -78,7 +90,10 @@ class Events:
 
     def _check_columns(self) -> None:
         """An attribute that is nowhere is better explained now than when the file is read."""
-        names = column_names(self.groups[0].source, where=self.groups[0].tally.name, list_columns=self.list_columns)
+        source, tally = self.groups[0].source, self.groups[0].tally
+        if source is None:
+            return
+        names = column_names(source, where=tally.name, list_columns=self.list_columns)
         for side in (self._query, self._item):
             for column in side.columns_from_events:
                 if column not in names:
@@ -91,6 +106,8 @@ class Events:
     def kept(self, *, count: bool) -> Iterator[Kept]:
         """All events that stay, in chunks; with ``count`` those that don't are counted."""
         for group in self.groups:
+            if group.source is None:
+                continue
             for chunk in chunks(
                 group.source,
                 where=group.tally.name,
@@ -109,8 +126,8 @@ class Events:
         taken = self._taken(table, causes)
         weight = self._weights(table, taken, causes)
         part = self._parts(chunk, group)
-        causes.mark(UNKNOWN_ITEM, item_row < 0, self._item.source is not None)
-        causes.mark(UNKNOWN_QUERY, query_row < 0, self._query.source is not None)
+        causes.mark(UNKNOWN_ITEM, item_row < 0, self._item.is_listed)
+        causes.mark(UNKNOWN_QUERY, query_row < 0, self._query.is_listed)
         if count:
             group.tally.read += len(table)
             for cause, mask in causes.masks():
@@ -131,6 +148,8 @@ class Events:
     def _with_ids(self, chunk: Chunk, causes: _Causes) -> tuple[pa.Table, NDArray[np.int64], NDArray[np.int64]]:
         """The table with its ids as text, and their rows."""
         table = chunk.table
+        if self._schema.query is not None and self._query.forgets:  # first, so that no other cause shows one
+            causes.mark(FORGOTTEN, self._query.is_forgotten(ids_of(chunk, self._schema.query)))
         for column, cause in ((self._schema.item, NO_ITEM), (self._schema.query, NO_QUERY)):
             if column is not None:
                 id_ = ids_of(chunk, column)

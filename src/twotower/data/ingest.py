@@ -34,24 +34,25 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..errors import DataError, SchemaError
-from ..schema import Feature, History, Number, Schema, Time, Vector
+from ..schema import Feature, History, Number, Schema, Time, Vector, table_of
 from .catalogue import Side
-from .column_files import ArrayFile, ColumnsWriter
-from .columns import Column, RaggedArray
-from .encoders import Encoders, EncodersFit
+from .column_files import ArrayFile, ColumnsWriter, Tree, open_array
+from .columns import Column, RaggedArray, taken
+from .encoders import Encoders, EncodersFit, Gone, Waiting
 from .events import Events, Group, Kept
-from .life import GivenLives, event_span, lives, n_outside
-from .order import BLOCK_EVENTS, Order, in_order, taken
+from .life import GIVEN, GivenLives, event_span, lives, n_outside
+from .order import BLOCK_EVENTS, days_of, in_order
 from .raw_columns import column_types
 from .readers import Source, chunks, naming, reads_once
-from .report import DUPLICATE, EXAMPLES, GroupReport, IngestReport, Tally, why_left_out
+from .report import DUPLICATE, EXAMPLES, GroupReport, Growth, IngestReport, Tally, why_left_out
 from .staging import Staging
-from .store import encode_schema, write_manifest
+from .store import WAITING, encode_schema, write_manifest
+from .vocabulary import Vocabulary
 
 __all__ = ["IngestReport", "Progress", "ingest"]
 
-_RAW = "raw"
-"""Folder of the events before they are in order."""
+RAW = "raw"
+"""Folder of what is encoded and not yet in its place."""
 
 Progress = Callable[[str, int], None]
 """Called now and then with what is being done and the rows that are done."""
@@ -97,8 +98,8 @@ def ingest(
     """
     _check_sources(schema, queries, valid, test)
     with Staging(Path(out), overwrite) as staging:
-        sources = _Sources(interactions=interactions, queries=queries, items=items, valid=valid, test=test)
-        return _Ingest(schema, sources, staging, progress).run()
+        sources = Sources(interactions=interactions, queries=queries, items=items, valid=valid, test=test)
+        return Ingest(schema, sources, staging, progress).run()
 
 
 def _check_sources(schema: Schema, queries: Source | None, valid: Source | None, test: Source | None) -> None:
@@ -112,30 +113,40 @@ def _check_sources(schema: Schema, queries: Source | None, valid: Source | None,
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Sources:
-    interactions: Source
+class Sources:
+    """Where an ingest reads."""
+
+    interactions: Source | None
     queries: Source | None
     items: Source | None
     valid: Source | None
     test: Source | None
 
 
-class _Ingest:
-    """One ingest: its sources, what it learns of them, where it writes."""
+class Ingest:
+    """One ingest: its sources, what it learns of them, where it writes. ``data.extend`` goes on from a store."""
 
-    def __init__(self, schema: Schema, sources: _Sources, staging: Staging, progress: Progress | None) -> None:
+    update = 0
+    """Number of the update: a first ingest is none."""
+
+    def __init__(self, schema: Schema, sources: Sources, staging: Staging, progress: Progress | None) -> None:
         self._started = time.monotonic()
         self._schema, self._staging, self._folder, self._progress = schema, staging, staging.folder, progress
         self._types = column_types(schema)
         self._spooled: list[Path] = []
-        self._query = Side("query", schema, self._rereadable(sources.queries, "queries"), self._types)
-        self._item = Side("item", schema, self._rereadable(sources.items, "items"), self._types)
+        self._query = self._side("query", self._rereadable(sources.queries, "queries"))
+        self._item = self._side("item", self._rereadable(sources.items, "items"))
         self._events = Events(schema, self._groups_of(sources), (self._query, self._item), self._types)
         self._missing: dict[str, list[int]] = {}
+        self._in_buckets: dict[str, list[int]] = {}
+        self._waiting: Waiting = {}
         self._arrays: dict[str, Any] = {"query_item_row": None}
         self._given = GivenLives(schema.life)
 
-    def _groups_of(self, sources: _Sources) -> list[Group]:
+    def _side(self, name: str, source: Source | None) -> Side:
+        return Side(name, self._schema, source, self._types)
+
+    def _groups_of(self, sources: Sources) -> list[Group]:
         given = sources.valid is not None or sources.test is not None
         named = (("interactions", sources.interactions), ("valid", sources.valid), ("test", sources.test))
         found = [(part, name, self._rereadable(source, name)) for part, (name, source) in enumerate(named)]
@@ -164,15 +175,12 @@ class _Ingest:
         encoders, n_kept = self._fit()
         self._encode_sides(encoders)
         event, context = self._encode_events(encoders, n_kept)
-        order = in_order(event, self._item.n, self._schema.interactions.query is not None)
-        self._count_repeats(event, order.repeated)
-        self._write_in_order("event", event, order)
-        self._write_in_order("context", context, order)
-        self._write_catalogues(encoders)
-        n_outside_life = self._write_lives(event)
-        report = self._report(encoders, event, order, n_outside_life)
+        self._write_events(event, context)
+        self._write_catalogues(encoders, event)
+        n_outside_life = self._write_lives()
         del event, context  # their files go now
-        self._publish(order, report)
+        report = self._report(encoders, n_outside_life)
+        self._publish(report)
         return report
 
     def _say(self, what: str, rows: int) -> None:
@@ -183,7 +191,7 @@ class _Ingest:
 
     def _fit(self) -> tuple[Encoders, int]:
         """What stays, the catalogues, and what the encoders learn; how many events stay."""
-        fit = EncodersFit(self._schema)
+        fit = self._new_fit()
         last_us: int | None = None
         n_kept = 0
         for kept in self._events.kept(count=True):
@@ -196,19 +204,47 @@ class _Ingest:
                 last_us = max(last_us or 0, int(kept.time_us.max()))
             n_kept += len(kept.table)
             self._say("reading events", n_kept)
+        self._close_sides(n_kept, last_us)
+        for side in (self._query, self._item):
+            self._fit_side(fit, side)
+        gone = self._gone_values()
+        self._waiting = fit.waiting(gone)
+        return fit.finish(last_us, gone), n_kept
+
+    def _new_fit(self) -> EncodersFit:
+        return EncodersFit(self._schema)
+
+    def _close_sides(self, n_kept: int, last_us: int | None) -> None:
+        """The catalogues, once all events were seen."""
         if not n_kept:
             raise DataError(f"no event can be used: {'; '.join(why_left_out(self._groups()))}")
         for side in (self._query, self._item):
             side.close_events()
-            self._fit_side(fit, side)
-        return fit.finish(last_us), n_kept
+
+    def _gone_values(self) -> Gone:
+        """What leaves the vocabularies."""
+        return {}
 
     def _fit_side(self, fit: EncodersFit, side: Side) -> None:
-        has_split = self._schema.interactions.split is not None or self._events.groups[0].part is not None
-        trained = side.trained() if has_split and side.vocabulary is not None else None
+        trained, again = self._trained(side), self._again(side)
         for table, start, where in side.tables():
+            rows = slice(start, start + len(table))
             with naming(where):
-                fit.update(side.name, table, None if trained is None else trained[start : start + len(table)])
+                fit.update(
+                    side.name,
+                    table,
+                    None if trained is None else trained[rows],
+                    None if again is None else again[rows],
+                )
+
+    def _trained(self, side: Side) -> NDArray[np.bool_] | None:
+        """[n named] whether an id has training events; None where all are training data."""
+        has_split = self._schema.interactions.split is not None or self._events.groups[0].part is not None
+        return side.trained() if has_split and side.vocabulary is not None else None
+
+    def _again(self, side: Side) -> NDArray[np.bool_] | None:
+        """[n named] whether an id was there before; None where none was."""
+        return None
 
     # ------------------------------------------------------------ second pass
 
@@ -225,12 +261,12 @@ class _Ingest:
 
     def _encode_events(self, encoders: Encoders, n_kept: int) -> tuple[dict[str, Column], dict[str, Column]]:
         """Events and their contexts, as they come, on disk."""
-        (self._folder / _RAW).mkdir()
-        event, context = (ColumnsWriter(self._folder / _RAW, name) for name in ("event", "context"))
+        (self._folder / RAW).mkdir(exist_ok=True)
+        event, context = (ColumnsWriter(self._folder / RAW, name) for name in ("event", "context"))
         n = 0
         for kept in self._events.kept(count=False):
             self._check_known(kept)
-            event.append(_event_columns(kept))
+            event.append(self._event_columns(kept))
             with naming(kept.where):
                 context.append(self._encoded(encoders, "context", kept.table))
             self._query.count_conflicts(kept.table, kept.query_row)
@@ -254,9 +290,42 @@ class _Ingest:
                 count = self._missing.setdefault(f"{side}.{name}", [0, 0])
                 count[0] += _n_missing(name, feature, encoded, table)
                 count[1] += len(table)
+                self._count_in_buckets(encoders, side, name, feature, encoded)
         return encoded
 
+    def _count_in_buckets(
+        self, encoders: Encoders, side: str, name: str, feature: Feature, encoded: dict[str, Column]
+    ) -> None:
+        vocabulary = encoders.vocabularies.get(table_of(side, name, feature) or "")
+        if isinstance(vocabulary, Vocabulary):
+            column = encoded[name]
+            row = column.value if isinstance(column, RaggedArray) else column
+            count = self._in_buckets.setdefault(f"{side}.{name}", [0, 0])
+            count[0] += int(vocabulary.in_buckets(row).sum())
+            count[1] += int((row >= 0).sum())
+
+    def _event_columns(self, kept: Kept) -> dict[str, Column]:
+        columns: dict[str, Column] = {
+            "query_row": kept.query_row.astype(np.int32),
+            "item_row": kept.item_row.astype(np.int32),
+            "weight": kept.weight,
+        }
+        if kept.time_us is not None:
+            columns["time_us"] = kept.time_us
+        if kept.taken is not None:
+            columns["taken"] = kept.taken.astype(np.uint8)
+        if kept.part is not None:
+            columns["split"] = kept.part
+        return columns | {"arrived": np.full(len(kept.weight), self.update, np.int32)}
+
     # ------------------------------------------------------------ order
+
+    def _write_events(self, event: dict[str, Column], context: dict[str, Column]) -> None:
+        """Events and their contexts in order of time, without repeats."""
+        order = in_order(event, self._item.n, self._schema.interactions.query is not None)
+        self._count_repeats(event, order.repeated)
+        for name, columns in (("event", event), ("context", context)):
+            self._arrays[name] = self._write_in_order(name, columns, order.order)
 
     def _count_repeats(self, event: dict[str, Any], repeated: NDArray[np.int64]) -> None:
         groups = self._events.groups
@@ -273,96 +342,154 @@ class _Ingest:
         when = f", time {np.datetime64(int(event['time_us'][at]), 'us')}" if "time_us" in event else ""
         return f"query {query!r}, item {item!r}{when}"
 
-    def _write_in_order(self, name: str, columns: dict[str, Column], order: Order) -> None:
+    def _write_in_order(self, name: str, columns: dict[str, Column], order: NDArray[np.int64]) -> Tree:
         writer = ColumnsWriter(self._folder, name)
-        for start in range(0, len(order.order), BLOCK_EVENTS):
-            row = order.order[start : start + BLOCK_EVENTS]
+        for start in range(0, len(order), BLOCK_EVENTS):
+            row = order[start : start + BLOCK_EVENTS]
             writer.append({key: taken(column, row) for key, column in columns.items()})
             self._say("sorting events", start + len(row))
-        self._arrays[name] = writer.close()
+        return writer.close()
 
     # ------------------------------------------------------------ the end
 
-    def _write_catalogues(self, encoders: Encoders) -> None:
+    def _write_catalogues(self, encoders: Encoders, event: dict[str, Any]) -> None:
         assert self._item.vocabulary is not None  # there are events
         self._item.vocabulary.save(self._folder / "items.arrow")
         encoders.save(self._folder / "encoders")
+        write_waiting(self._folder / WAITING, self._waiting)
+        self._arrays["catalogue"] = {"item_number": self._written("item_number", self._item_numbers())}
+        if "time_us" in event:
+            self._arrays["catalogue"]["item_seen_us"] = self._written("item_seen_us", self._items_seen(event))
         if self._query.vocabulary is not None:
             self._query.vocabulary.save(self._folder / "queries.arrow")
         if self._query.vocabulary is not None and self._schema.interactions.query_is_item:
-            own = ArrayFile(self._folder / "query_item_row.bin")
-            own.append(self._item.vocabulary.rows(self._query.vocabulary.ids()).astype(np.int32))
-            self._arrays["query_item_row"] = own.close()
+            own = self._item.vocabulary.rows(self._query.vocabulary.ids()).astype(np.int32)
+            self._arrays["query_item_row"] = self._written("query_item_row", own)
 
-    def _write_lives(self, event: dict[str, Any]) -> int:
+    def _written(self, name: str, array: NDArray[Any]) -> Tree:
+        file = ArrayFile(self._folder / f"{name}.bin")
+        file.append(array)
+        return file.close()
+
+    def _item_numbers(self) -> NDArray[np.int64]:
+        """[M] a number of its own for each item."""
+        return np.arange(self._item.n)
+
+    def _items_seen(self, event: dict[str, Any]) -> NDArray[np.int64]:
+        """[M] when each item was last seen: its last event among these, or where a file lists it now the newest."""
+        seen = self._items_seen_before()
+        for start in range(0, len(event["item_row"]), BLOCK_EVENTS):
+            block = slice(start, start + BLOCK_EVENTS)
+            np.maximum.at(seen, event["item_row"][block], event["time_us"][block])
+        if self._item.source is not None:
+            seen[self._item.rows_of_named()] = seen.max()
+        return seen
+
+    def _items_seen_before(self) -> NDArray[np.int64]:
+        return np.zeros(self._item.n, np.int64)
+
+    def _n_item_numbers(self) -> int:
+        """How many numbers items ever had."""
+        return self._item.n
+
+    def _written_events(self) -> dict[str, Any]:
+        """The columns of the events as they lie in the new store."""
+        return {name: open_array(self._folder, leaf) for name, leaf in self._arrays["event"].items()}
+
+    def _write_lives(self) -> int:
         """When each item is live, where the schema says that they come and go; how many events are outside."""
         life, vocabulary = self._schema.life, self._item.vocabulary
         if life is None:
             return 0
         assert vocabulary is not None  # there are events
+        event = self._written_events()
         first_us_M, last_us_M = event_span(event["item_row"], event["time_us"], self._item.n)
-        since_us_M, until_us_M = lives(
-            life, vocabulary.ids(), first_us_M, last_us_M, *self._given.moments(self._item.n)
-        )
-        for name, moment_M in (("since_us", since_us_M), ("until_us", until_us_M)):
-            file = ArrayFile(self._folder / f"{name}.bin")
-            file.append(moment_M)
-            self._arrays[name] = file.close()
+        given = self._given_lives()
+        since_us_M, until_us_M = lives(life, vocabulary.ids(), first_us_M, last_us_M, *given)
+        for name, moment_M in zip(("since_us", "until_us", *GIVEN), (since_us_M, until_us_M, *given), strict=True):
+            self._arrays[name] = self._written(name, moment_M)
         return n_outside(event["item_row"], event["time_us"], since_us_M, until_us_M)
+
+    def _given_lives(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """[M] what is given of when each item comes and goes."""
+        return self._given.moments(self._item.n)
 
     def _groups(self) -> tuple[GroupReport, ...]:
         tallies = [group.tally for group in self._events.groups]
         tallies += [side.tally for side in (self._query, self._item) if side.source is not None]
         return tuple(tally.report() for tally in tallies)
 
-    def _report(self, encoders: Encoders, event: dict[str, Any], order: Order, n_outside_life: int) -> IngestReport:
-        n_events = len(order.order)
-        n_shown = n_events - int(np.asarray(event["taken"])[order.order].sum()) if "taken" in event else 0
+    def _report(self, encoders: Encoders, n_outside_life: int) -> IngestReport:
+        event = self._written_events()
+        n_events = len(event["item_row"])
+        n_shown = n_events - int(np.sum(event["taken"])) if "taken" in event else 0
         return IngestReport(
             store=str(self._staging.out),
             groups=self._groups(),
             n_events=n_events,
             n_shown=n_shown,
-            n_queries=self._query.n,
-            n_items=self._item.n,
+            n_queries=self._query.n_ids,
+            n_items=self._item.n_ids,
             queries_with_events=_n_distinct(event["query_row"], self._query.n),
             items_with_events=_n_distinct(event["item_row"], self._item.n),
             missing=self._missing,
+            in_buckets=self._in_buckets,
             collisions=encoders.collisions(),
             conflicts={**self._query.conflicts, **self._item.conflicts},
+            growth=self._growth(),
             n_outside_life=n_outside_life,
             seconds=time.monotonic() - self._started,
         )
 
-    def _publish(self, order: Order, report: IngestReport) -> None:
+    def _growth(self) -> Growth | None:
+        """What an update brought."""
+        return None
+
+    def _publish(self, report: IngestReport) -> None:
         """Leave only the store's files, write the manifest last, and take the place."""
-        shutil.rmtree(self._folder / _RAW)
+        shutil.rmtree(self._folder / RAW)
         for file in self._spooled:
             file.unlink()
+        time_leaf = self._arrays["event"].get("time_us")
         body = {
             "schema": encode_schema(self._schema),
-            "counts": {"queries": self._query.n, "items": self._item.n, "events": len(order.order)},
+            "counts": {
+                "queries": self._query.n,
+                "items": self._item.n,
+                "events": report.n_events,
+                "updates": self.update,
+                "item_numbers": self._n_item_numbers(),
+            },
+            "listed": {side.name: side.is_listed for side in (self._query, self._item)},
             "arrays": self._arrays,
-            "days": order.days(),
+            "days": days_of(None if time_leaf is None else open_array(self._folder, time_leaf)),
             "report": dataclasses.asdict(report),
         }
         write_manifest(self._folder, body)
         self._staging.publish()
 
 
-def _event_columns(kept: Kept) -> dict[str, Column]:
-    columns: dict[str, Column] = {
-        "query_row": kept.query_row.astype(np.int32),
-        "item_row": kept.item_row.astype(np.int32),
-        "weight": kept.weight,
+_WAITING_SCHEMA = pa.schema(
+    {"table": pa.string(), "value": pa.large_string(), "listed": pa.int64(), "counted": pa.int64()}
+)
+
+
+def write_waiting(path: Path, waiting: Waiting) -> None:
+    """All tables' waiting values as one Arrow IPC file."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _WAITING_SCHEMA) as writer:
+        for name, values in waiting.items():
+            named = values.add_column(0, "table", pa.array([name] * len(values), pa.string()))
+            writer.write_table(named.combine_chunks())
+
+
+def read_waiting(path: Path) -> Waiting:
+    """What ``write_waiting`` wrote."""
+    with pa.OSFile(str(path), "rb") as file:
+        table = pa.ipc.open_file(file).read_all()
+    return {
+        name: table.filter(pc.equal(table["table"], name)).drop_columns("table")
+        for name in pc.unique(table["table"]).to_pylist()
     }
-    if kept.time_us is not None:
-        columns["time_us"] = kept.time_us
-    if kept.taken is not None:
-        columns["taken"] = kept.taken.astype(np.uint8)
-    if kept.part is not None:
-        columns["split"] = kept.part
-    return columns
 
 
 def _n_missing(name: str, feature: Feature, encoded: dict[str, Column], table: pa.Table) -> int:

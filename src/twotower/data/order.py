@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrow import US_PER_DAY
-from .columns import Column, RaggedArray
 
 _PARTS = 3
 BLOCK_EVENTS = 1 << 22
@@ -22,20 +21,19 @@ class Order:
     """Events in order of time, those that repeat an earlier one left out."""
 
     order: NDArray[np.int64]
-    time_us: NDArray[np.int64] | None
-    """The moments in that order."""
     repeated: NDArray[np.int64]
     """The events that are left out."""
 
-    def days(self) -> list[tuple[str, int, int]]:
-        """Date, start and stop of every day that has events."""
-        if self.time_us is None:
-            return []
-        day = self.time_us // US_PER_DAY
-        start = np.flatnonzero(np.diff(day, prepend=-1))
-        stop = np.append(start[1:], len(day))
-        dates = [(date(1970, 1, 1) + timedelta(days=int(day[at]))).isoformat() for at in start]
-        return list(zip(dates, start.tolist(), stop.tolist(), strict=True))
+
+def days_of(time_us: NDArray[np.int64] | None) -> list[tuple[str, int, int]]:
+    """Date, start and stop of every day that has events, of rising moments."""
+    days: list[tuple[str, int, int]] = []
+    stop, n = 0, 0 if time_us is None else len(time_us)
+    while time_us is not None and stop < n:
+        start, day = stop, int(time_us[stop]) // US_PER_DAY
+        stop = int(np.searchsorted(time_us, np.int64((day + 1) * US_PER_DAY)))
+        days.append(((date(1970, 1, 1) + timedelta(days=day)).isoformat(), start, stop))
+    return days
 
 
 def in_order(event: dict[str, Any], n_items: int, has_query: bool) -> Order:
@@ -44,7 +42,7 @@ def in_order(event: dict[str, Any], n_items: int, has_query: bool) -> Order:
     order = np.arange(n) if time_us is None else np.argsort(time_us, kind="stable")
     moment = None if time_us is None else np.asarray(time_us)[order]
     if not has_query:
-        return Order(order=order, time_us=moment, repeated=np.zeros(0, np.int64))
+        return Order(order=order, repeated=np.zeros(0, np.int64))
     repeated = np.zeros(n, bool)  # by place in the order
     start = 0
     while start < n:
@@ -57,9 +55,7 @@ def in_order(event: dict[str, Any], n_items: int, has_query: bool) -> Order:
             key = key * _PARTS + event["split"][at]
         repeated[start:stop] = _repeats(key, None if moment is None else moment[start:stop])
         start = stop
-    return Order(
-        order=order[~repeated], time_us=None if moment is None else moment[~repeated], repeated=np.sort(order[repeated])
-    )
+    return Order(order=order[~repeated], repeated=np.sort(order[repeated]))
 
 
 def _end_of_block(moment: NDArray[np.int64] | None, start: int, n: int) -> int:
@@ -78,13 +74,3 @@ def _repeats(key: NDArray[np.int64], moment: NDArray[np.int64] | None) -> NDArra
     repeats = np.zeros(len(key), bool)
     repeats[order[1:][same]] = True  # both sorts are stable: the first of equals stays
     return repeats
-
-
-def taken(column: Column, row: NDArray[np.int64]) -> Column:
-    """The rows of a column, in that order."""
-    if not isinstance(column, RaggedArray):
-        return np.asarray(column[row])
-    length = column.offset[row + 1] - column.offset[row]
-    within = np.arange(int(length.sum())) - np.repeat(np.cumsum(length) - length, length)
-    at = np.repeat(column.offset[row], length) + within
-    return RaggedArray.of_lengths(length, column.value[at], None if column.weight is None else column.weight[at])

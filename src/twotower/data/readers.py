@@ -37,7 +37,7 @@ from .csv_files import csv_header, read_csv
 from .files import File, Wanted, files_at, short
 from .line_files import read_lists, read_ndjson
 
-Source = Union[str, "os.PathLike[str]", ArrowStream, Iterable["Source"]]
+Source = Union[str, "os.PathLike[str]", File, ArrowStream, Iterable["Source"]]
 """Where rows come from: a file, a folder, a frame, or several of those."""
 
 
@@ -146,6 +146,8 @@ def reads_once(source: Any) -> bool:
 def _parts(source: Source, where: str) -> Iterator[File | ArrowStream]:
     if isinstance(source, (str, os.PathLike)):
         yield from files_at(Path(source), where)
+    elif isinstance(source, File):
+        yield source
     elif hasattr(source, "__arrow_c_stream__"):
         yield cast(ArrowStream, source)
     elif isinstance(source, Mapping) or not isinstance(source, Iterable):

@@ -21,6 +21,7 @@ UNKNOWN_QUERY = "query not in the query file"
 DUPLICATE = "repeats an earlier event"
 NO_KEY = "id missing"
 REPEATED_KEY = "id already there"
+FORGOTTEN = "query is to be forgotten"
 
 EXAMPLES = 3
 """Rows that are shown of each cause."""
@@ -46,6 +47,44 @@ class GroupReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Growth:
+    """What an update brought to a store, and what went."""
+
+    update: int
+    """Its number, from 1."""
+    n_new: int
+    """Events that arrived and stay."""
+    n_repeats: int
+    """Events that arrived and repeat others."""
+    new_queries: int
+    new_items: int
+    waiting: int
+    """Values of features that are still below ``min_count``."""
+    evicted_items: int
+    evicted_events: int
+    """Events that went with them."""
+    forgotten_queries: int
+    forgotten_events: int
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the events and the ids are as they were."""
+        return not (self.n_new or self.new_queries or self.new_items or self.evicted_items or self.forgotten_queries)
+
+    def render(self) -> list[str]:
+        """Lines of text."""
+        lines = [f"update       {self.update}"]
+        lines += [f"new          {self.n_new:,} events, {self.new_queries:,} queries, {self.new_items:,} items"]
+        lines += [f"repeats      {self.n_repeats:,} events that were there"]
+        lines += [f"waiting      {self.waiting:,} values below min_count"]
+        if self.evicted_items:
+            lines += [f"evicted      {self.evicted_items:,} items with {self.evicted_events:,} events"]
+        if self.forgotten_queries:
+            lines += [f"forgotten    {self.forgotten_queries:,} queries with {self.forgotten_events:,} events"]
+        return lines
+
+
+@dataclass(frozen=True, kw_only=True)
 class IngestReport:
     """What an ingest read, kept and left out."""
 
@@ -67,6 +106,10 @@ class IngestReport:
     which is kept."""
     n_outside_life: int
     """Events whose item was not live at their time (``schema.life``); they stay."""
+    in_buckets: dict[str, list[int]]
+    """By ``side.feature`` with an exact vocabulary: values without a row of their own, values."""
+    growth: Growth | None = None
+    """What an update brought; None of a first ingest."""
     seconds: float
 
     def render(self) -> str:
@@ -77,11 +120,15 @@ class IngestReport:
         lines += [f"queries      {self.n_queries:,} ({self.queries_with_events:,} with events)"]
         lines += [f"items        {self.n_items:,} ({self.items_with_events:,} with events)"]
         lines += [f"             {self.n_outside_life:,} events outside their item's life"] * bool(self.n_outside_life)
+        lines += [] if self.growth is None else self.growth.render()
         lines += [""]
         lines += _render_groups(self.groups)
         missing = [[name, f"{n:,}", f"{n / max(of, 1):.1%}"] for name, (n, of) in self.missing.items() if n]
         if missing:
             lines += ["", *_aligned([["without a value", "rows", "share"], *missing])]
+        shared = [[name, f"{n:,}", f"{n / max(of, 1):.1%}"] for name, (n, of) in self.in_buckets.items() if n]
+        if shared:
+            lines += ["", *_aligned([["without a row of its own", "values", "share"], *shared])]
         if self.conflicts:
             conflicts = [[name, f"{n:,}"] for name, n in self.conflicts.items()]
             lines += ["", *_aligned([["taken from the interactions", "events that differ from the first"], *conflicts])]
@@ -98,7 +145,8 @@ class IngestReport:
 def why_left_out(groups: Sequence[GroupReport]) -> list[str]:
     """What was left out of each group, by cause, with a row of it."""
     return [
-        f"{n:,} of {group.read:,} rows of {group.name} are left out: {cause}, such as {group.examples[cause][0]}"
+        f"{n:,} of {group.read:,} rows of {group.name} are left out: {cause}"
+        + "".join(f", such as {row}" for row in group.examples[cause][:1])
         for group in groups
         for cause, n in group.left_out.items()
     ]
@@ -136,7 +184,10 @@ class Tally:
         self.examples: dict[str, list[str]] = {}
 
     def leave_out(self, cause: str, mask: NDArray[np.bool_], chunk: Chunk) -> None:
-        """Count the rows of a mask."""
+        """Count the rows of a mask. Nothing is shown of what is to be forgotten."""
+        if cause == FORGOTTEN:
+            self.count(cause, int(mask.sum()), [])
+            return
         shown = np.flatnonzero(mask)[: EXAMPLES - len(self.examples.get(cause, []))]
         self.count(cause, int(mask.sum()), [_described_row(chunk, int(at)) for at in shown])
 

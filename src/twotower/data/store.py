@@ -2,7 +2,7 @@
 
     store.json      the manifest: schema, sizes, what every file is and its checksum, days, ingest report; written last
     *.bin           columns, raw and little-endian
-    *.arrow         the catalogues: raw id of every query and item row
+    *.arrow         the catalogues: raw id of every query and item row; values that wait below ``min_count``
     encoders/       how raw values become rows and numbers
 
 A store is written into a hidden folder beside its place and takes its place by a rename, so a folder with a manifest is
@@ -31,8 +31,9 @@ from .encoders import Encoders
 from .vocabulary import Vocabulary
 
 FORMAT = "twotower store"
-VERSION = 1
+VERSION = 2
 MANIFEST = "store.json"
+WAITING = "waiting.arrow"
 _AGAIN = "run the ingest again"
 
 
@@ -46,7 +47,11 @@ class Day(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Store:
-    """Encoded data. Events are sorted by time where there is one; all arrays are read-only memory maps."""
+    """Encoded data. Events are sorted by time where there is one; all arrays are read-only memory maps.
+
+    A store is never changed: ``extend`` writes a new one, in which every id that stays has its row. The row of an item
+    or query that went is free (null in its vocabulary, no events) until a new id takes it.
+    """
 
     path: Path
     schema: Schema
@@ -78,6 +83,16 @@ class Store:
     """[E] 1 where the query took the item, 0 where it was shown it and did not; None where all were taken."""
     split: NDArray[np.int8] | None
     """[E] the given split: 0 train, 1 valid, 2 test."""
+    arrived: NDArray[np.int32]
+    """[E] number of the update that brought the event, 0 for the first ingest."""
+    n_updates: int
+    """Number of the newest update, 0 after the first ingest."""
+    item_number: NDArray[np.int64]
+    """[M] a number that each item has for itself for good, -1 for a free row: what is hashed by item hashes this, so
+    that an item that takes over a row inherits nothing."""
+    item_seen_us: NDArray[np.int64] | None
+    """[M] when an item was last seen: its last event, or the newest of all when an item file listed it last; None
+    without a time."""
     days: tuple[Day, ...]
     """The days that have events, in order; empty without a time."""
     query_item_row: NDArray[np.int32] | None
@@ -140,6 +155,10 @@ def _opened(folder: Path, manifest: Tree) -> Store:
         time_us=event.get("time_us"),
         taken=event.get("taken"),
         split=event.get("split"),
+        arrived=event["arrived"],
+        n_updates=counts["updates"],
+        item_number=array(arrays["catalogue"]["item_number"]),
+        item_seen_us=array(arrays["catalogue"].get("item_seen_us")),
         days=tuple(Day(date.fromisoformat(day), start, stop) for day, start, stop in manifest["days"]),
         query_item_row=array(arrays["query_item_row"]),
         since_us=array(arrays.get("since_us")),

@@ -21,6 +21,7 @@ ThinningForm = Literal["code", "paper", "power"]
 FORMS: tuple[ThinningForm, ...] = ("code", "paper", "power")
 
 _BITS = 32
+UNIT = 1 << _BITS
 """Probabilities are rounded up to multiples of 2^-32, so that their sums are exact."""
 
 
@@ -122,23 +123,28 @@ class ThinnedEvents:
     """Item row of each event."""
     keep_M: Tensor
     """Probability that an event of an item is kept."""
+    day_E: Tensor | None = None
+    """The day of each event, from 0: days are then laid one after the other, in each the items, and what is said of
+    items holds for those of one day."""
     length_M: Tensor = field(init=False)
     """The same as multiples of 2^-32, int64."""
     n_least: int = field(init=False)
     """Events of a draw; where their expected number is no whole one, some draws have one more."""
 
     def __post_init__(self) -> None:
-        length_M = (self.keep_M.double() * (1 << _BITS)).ceil().long()
+        length_M = (self.keep_M.double() * UNIT).ceil().long()
         object.__setattr__(self, "length_M", length_M)
         object.__setattr__(self, "n_least", int(length_M[self.item_E].sum()) >> _BITS)
 
     def draw(self, rng: torch.Generator) -> Tensor:
-        """Numbers of the events that are kept, grouped by item."""
+        """Numbers of the events that are kept, grouped by item, and before that by day."""
         order = torch.randperm(len(self.item_E), generator=rng)
         place_M = torch.randperm(len(self.length_M), generator=rng)
         order = order[torch.sort(place_M[self.item_E[order]], stable=True).indices]
+        if self.day_E is not None:
+            order = order[torch.sort(self.day_E[order], stable=True).indices]
         length = self.length_M[self.item_E[order]]
-        end = length.cumsum(0) + torch.randint(1 << _BITS, (), generator=rng)
+        end = length.cumsum(0) + torch.randint(UNIT, (), generator=rng)
         return order[(end >> _BITS) > ((end - length) >> _BITS)]
 
 

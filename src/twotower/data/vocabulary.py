@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from ..errors import ArtifactError, DataError
 
-FORMAT = 1
-"""Version of the saved files."""
+FORMAT = 2
+"""Version of the saved files; those of version 1, in which nothing had grown, are read too."""
 
 _MIX_A = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_B = np.uint64(0x94D049BB133111EB)
@@ -146,28 +146,73 @@ class Vocabulary:
     """Exact: every listed value has a row of its own, ``0 .. V-1`` in the order given.
 
     Other values share ``oov_buckets`` rows behind them, ``V + hash % oov_buckets``; without buckets they have none: -1.
+
+    Rows never move. A vocabulary that grew has its buckets where they were, behind the first V values, and later values
+    behind the buckets; a row whose value is gone is *free* until a new value takes it.
     """
 
-    def __init__(self, values: pa.Array | pa.ChunkedArray, *, oov_buckets: int = 0) -> None:
-        """``values``: distinct, none missing, of any type that has a text form."""
+    def __init__(
+        self, values: pa.Array | pa.ChunkedArray, *, oov_buckets: int = 0, first_bucket: int | None = None
+    ) -> None:
+        """``values``: distinct, of any type that has a text form. None may be missing, but for one that grew, which
+        says where its buckets begin (``first_bucket``): there bucket rows and free rows are null."""
         self._values = text_form(values, "vocabulary")
         self.oov_buckets = oov_buckets
-        if self._values.null_count:
+        self.first_bucket = len(self._values) if first_bucket is None else first_bucket
+        if first_bucket is None and self._values.null_count:
             raise ValueError("a vocabulary can't list a missing value")
 
     @property
     def n_values(self) -> int:
-        """V, the values with a row of their own."""
-        return len(self._values)
+        """The values with a row of their own."""
+        return len(self._values) - int(self._values.null_count)
 
     @property
     def size(self) -> int:
-        """Rows of its table: V and the buckets."""
-        return self.n_values + self.oov_buckets
+        """Rows of its table: values, buckets and free rows."""
+        return max(len(self._values), self.first_bucket + self.oov_buckets)
 
     def ids(self) -> pa.LargeStringArray:
-        """[V] the text of each row's value."""
+        """The text of each row's value, null for a free row; buckets are null where values follow them, else left out:
+        [V] until it grows."""
         return self._values
+
+    @cached_property
+    def free(self) -> NDArray[np.bool_]:
+        """[size] whether a row waits for a value."""
+        free = np.zeros(self.size, bool)
+        free[: len(self._values)] = _is_null(self._values)
+        free[self.first_bucket : self.first_bucket + self.oov_buckets] = False
+        return free
+
+    def grown(self, values: pa.LargeStringArray, gone: NDArray[np.int64] | None = None) -> Vocabulary:
+        """With the rows ``gone`` freed and new values: they take free rows, the lowest first, then rows at the end."""
+        kept = ~_is_null(self._values)
+        free = self.free.copy()
+        if gone is not None:
+            kept[gone], free[gone] = False, True
+        place = np.flatnonzero(free)[: len(values)]
+        place = np.append(place, self.size + np.arange(len(values) - len(place)))
+        source = np.full(max(len(self._values), int(place.max(initial=-1)) + 1), -1, np.int64)
+        source[: len(kept)][kept] = np.flatnonzero(kept)
+        source[place] = len(self._values) + np.arange(len(values))
+        together = pa.concat_arrays([self._values, text_form(values, "vocabulary")])
+        texts = together.take(pa.array(source, mask=source < 0))
+        return Vocabulary(texts, oov_buckets=self.oov_buckets, first_bucket=self.first_bucket)
+
+    def changed(self, old: Vocabulary) -> NDArray[np.bool_]:
+        """[size] whether a row means another value than in ``old``, from which this one grew: new, freed or reused."""
+        both = min(len(self._values), len(old._values))
+        ours, theirs = self._values.slice(0, both), old._values.slice(0, both)
+        differs = np.zeros(self.size, bool)
+        differs[:both] = pc.fill_null(pc.not_equal(ours, theirs), False).to_numpy(zero_copy_only=False)
+        differs[:both] |= _is_null(ours) != _is_null(theirs)
+        differs[both : len(self._values)] = ~_is_null(self._values.slice(both))
+        return differs
+
+    def gained(self, old: Vocabulary) -> NDArray[np.int64]:
+        """Rows whose value had no row, or another one, in ``old``."""
+        return np.flatnonzero(self.changed(old)[: len(self._values)] & ~_is_null(self._values))
 
     def ids_of(self, rows: Sequence[int]) -> list[str]:
         """The texts of these rows' values, of those that have a row of their own."""
@@ -195,17 +240,38 @@ class Vocabulary:
         hashed = hash64(text)
         row = self._find(text, hashed)
         unknown = (row < 0) & ~_is_null(text)
-        if self.oov_buckets and unknown.any():
-            row[unknown] = self.n_values + _bucket(hashed[unknown], self.oov_buckets)
+        row[unknown] = self._bucket_rows(hashed[unknown])
         return row
+
+    def own_rows(self, values: pa.Array | pa.ChunkedArray, column: str = "values") -> NDArray[np.int64]:
+        """Row of each value that has one of its own, -1 of others."""
+        text = text_form(values, column)
+        return self._find(text, hash64(text))
+
+    def bucket_of(self, values: pa.Array | pa.ChunkedArray, column: str = "values") -> NDArray[np.int64]:
+        """The bucket each value falls into where it has no row of its own; -1 for missing, and without buckets."""
+        text = text_form(values, column)
+        row = self._bucket_rows(hash64(text))
+        row[_is_null(text)] = -1
+        return row
+
+    def in_buckets(self, row: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether a row is a bucket that values share."""
+        return (row >= self.first_bucket) & (row < self.first_bucket + self.oov_buckets)
+
+    def _bucket_rows(self, hashed: NDArray[np.uint64]) -> NDArray[np.int64]:
+        if not self.oov_buckets:
+            return np.full(len(hashed), -1, np.int64)
+        return self.first_bucket + _bucket(hashed, self.oov_buckets)
 
     @cached_property
     def _index(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """The values' hashes, rising, and the row each belongs to. Built once, so that one live value is a binary
         search (a hash join would be built anew for every call)."""
-        hashed = hash64(self._values)
-        row = np.argsort(hashed, kind="stable")
-        return hashed[row], row
+        taken = np.flatnonzero(~_is_null(self._values))
+        hashed = hash64(self._values)[taken]
+        order = np.argsort(hashed, kind="stable")
+        return hashed[order], taken[order]
 
     def _find(self, text: pa.LargeStringArray, hashed: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Row of each text or -1. Equal hashes prove nothing: the texts are compared, and different values of one hash
@@ -231,8 +297,9 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """Write one Arrow IPC file."""
-        about = {"format": str(FORMAT), "oov_buckets": str(self.oov_buckets)}
-        table = pa.table({"value": self._values}).replace_schema_metadata(about)
+        about = {"format": FORMAT, "oov_buckets": self.oov_buckets, "first_bucket": self.first_bucket}
+        table = pa.table({"value": self._values})
+        table = table.replace_schema_metadata({key: str(value) for key, value in about.items()})
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
 
@@ -247,10 +314,11 @@ class Vocabulary:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
             about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
             found, oov_buckets = int(about["format"]), int(about["oov_buckets"])
+            first_bucket = int(about.get("first_bucket", len(table)))  # format 1 had them behind all values
         except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
             raise ArtifactError(f"{path}: not a saved vocabulary ({error}): run the ingest again") from error
         _check_format(path, found)
-        return Vocabulary(table["value"], oov_buckets=oov_buckets)
+        return Vocabulary(table["value"], oov_buckets=oov_buckets, first_bucket=first_bucket)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +370,7 @@ class HashedVocabulary:
 
 
 def _check_format(path: Path, found: int) -> None:
-    if found != FORMAT:
+    if found not in (1, FORMAT):
         raise ArtifactError(f"{path}: format {found}, expected {FORMAT}: run the ingest again with this version")
 
 
@@ -318,10 +386,15 @@ class VocabularyFit:
 
     ``update`` lists values: those can get a row. ``count`` only counts occurrences elsewhere, such as the events of a
     catalogue's items; once it was called, its counts and not the listings decide about ``min_count`` and the order.
+
+    A fit that goes on from ``base`` gives rows to what is new; ``waiting`` are the counts of what was below
+    ``min_count`` so far.
     """
 
-    def __init__(self) -> None:
-        self._merged = _counts_table(pa.array([], pa.large_string()), listed=True)
+    def __init__(self, base: Vocabulary | None = None, waiting: pa.Table | None = None) -> None:
+        self._base = base
+        self._merged = _counts_table(pa.array([], pa.large_string()), listed=True) if waiting is None else waiting
+        self._known = [] if base is None else [base, Vocabulary(self._merged["value"])]
         self._pending: list[pa.Table] = []
         self._n_pending = 0
         self.has_counts = False
@@ -329,6 +402,14 @@ class VocabularyFit:
     def update(self, values: pa.Array | pa.ChunkedArray, column: str = "values") -> None:
         """List these values, each occurrence counted."""
         self._add(_counts_table(text_form(values, column), listed=True))
+
+    def update_again(self, values: pa.Array | pa.ChunkedArray, column: str = "values") -> None:
+        """List the values of rows that were there before: those that were known are counted already."""
+        text = text_form(values, column)
+        known = np.zeros(len(text), bool)
+        for vocabulary in self._known:
+            known |= vocabulary.own_rows(text) >= 0
+        self.update(text.filter(pa.array(~known)))
 
     def count(self, values: pa.Array | pa.ChunkedArray, column: str = "values") -> None:
         """Count these occurrences, without listing the values."""
@@ -352,18 +433,41 @@ class VocabularyFit:
         self._merged = pa.table({"value": code.dictionary, **sums})
         self._pending, self._n_pending = [], 0
 
-    def finish(self, *, min_count: int = 1, oov_buckets: int = 0) -> Vocabulary:
+    def finish(
+        self, *, min_count: int = 1, oov_buckets: int = 0, gone: pa.LargeStringArray | None = None
+    ) -> Vocabulary:
         """The values with at least ``min_count`` occurrences, by falling count, equal counts by text.
 
-        With ``min_count = 1`` every listed value is kept, also one that was never counted.
+        With ``min_count = 1`` every listed value is kept, also one that was never counted. A fit that goes on from a
+        vocabulary lets it grow by those that are new, without the values that are ``gone``.
         """
+        enough, _ = self._cut(min_count, gone)
+        value = enough.sort_by([(self._deciding, "descending"), ("value", "ascending")])["value"]
+        if self._base is None:
+            return Vocabulary(value, oov_buckets=oov_buckets)
+        row = np.zeros(0, np.int64) if gone is None else self._base.own_rows(gone)
+        return self._base.grown(one_array(value), row[row >= 0])
+
+    def waiting(self, *, min_count: int = 1, gone: pa.LargeStringArray | None = None) -> pa.Table:
+        """``value``, ``listed`` and ``counted`` of what was listed and has no row yet, by text."""
+        return self._cut(min_count, gone)[1].sort_by("value")
+
+    @property
+    def _deciding(self) -> str:
+        return "counted" if self.has_counts else "listed"
+
+    def _cut(self, min_count: int, gone: pa.LargeStringArray | None) -> tuple[pa.Table, pa.Table]:
+        """Values without a row so far: those that get one, and those that go on waiting."""
         self._merge()
         table = self._merged.filter(pc.greater(self._merged["listed"], 0))
-        count = "counted" if self.has_counts else "listed"
-        if min_count > 1:
-            table = table.filter(pc.greater_equal(table[count], min_count))
-        table = table.sort_by([(count, "descending"), ("value", "ascending")])
-        return Vocabulary(table["value"], oov_buckets=oov_buckets)
+        if self._base is not None:
+            table = table.filter(pa.array(self._base.own_rows(table["value"]) < 0))
+        if gone is not None:
+            table = table.filter(pc.invert(pc.is_in(table["value"], value_set=gone)))
+        if min_count == 1:
+            return table, table.slice(0, 0)
+        enough = pc.greater_equal(table[self._deciding], min_count)
+        return table.filter(enough), table.filter(pc.invert(enough))
 
 
 def _counts_table(text: pa.LargeStringArray, *, listed: bool) -> pa.Table:

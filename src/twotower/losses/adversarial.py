@@ -59,8 +59,8 @@ class AdvInfoNCE(SampledSoftmax):
         if not len(facts.query_count_Q):
             raise ConfigError("loss: AdvInfoNCE has a vector for each query, but queries have no id: name one")
         settings = TableSettings(deviation=0.1, lr_scale=self.lr_scale)
-        self.of_query = Table(len(facts.query_count_Q), self.width, settings)
-        self.of_item = Table(facts.n_items, self.width, settings)
+        self.of_query = Table(len(facts.query_count_Q), self.width, settings, of="queries")
+        self.of_item = Table(facts.n_items, self.width, settings, of="items")
         self.steps_per_epoch = facts.steps_per_epoch
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..part import Facts
+from ..part import Changes, Facts
 from ..records import Encoded, Ragged, running_sum
 from ..scoring import DEFAULT_TILE, pair_dots
 from ..tables import Table, TableSettings
@@ -45,6 +46,13 @@ class HierarchicalSoftmax(Loss):
         for name, value in (("offset", tree.offset), ("node", tree.node), ("sign", tree.sign)):
             self.register_buffer(name, value.to(device), persistent=False)
         self.nodes = Table(max(facts.n_items - 1, 1), facts.width, TableSettings(init="zeros"))
+
+    def carry(self, saved: Mapping[str, Tensor], changes: Changes) -> None:
+        """Raises ConfigError: other counts make another tree, whose nodes decide between other items."""
+        raise ConfigError(
+            "loss: HierarchicalSoftmax learns the nodes of a tree that is made of the counts of training, and those of "
+            "a grown store make another tree: train anew on it, or choose another loss"
+        )
 
     def log_p(self, query_BD: Tensor, of_P: Tensor, item_P: Tensor) -> Tensor:
         """[P] log p(item | query); ``of_P`` is the query of each pair, rising."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import field
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..part import Facts
+from ..part import Changes, Facts
 from ..records import NEG_INF, Batch, Block, Encoded, Ragged
 from .drawing import by_softmax, one_of, uniform
 from .live import LiveRows
@@ -79,6 +80,11 @@ class Chain(Sampler):
     def setup(self, facts: Facts) -> None:
         chain_Qn = torch.full((len(facts.query_count_Q), self.n), -1, dtype=torch.int32)
         self.register_buffer("chain_Qn", chain_Qn)
+
+    def carry(self, saved: Mapping[str, Tensor], changes: Changes) -> None:
+        """Chains go on where they were; those of a query start anew where one of them was at an item that went."""
+        super().carry(saved, changes)
+        self.chain_Qn.copy_(changes.still(self.chain_Qn))
 
     def room(self, sizes: Sizes) -> Room:
         return Room(own=self.n, kept=4 * sizes.n_queries * self.n)

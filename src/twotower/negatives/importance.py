@@ -10,6 +10,7 @@ last one: its gradient by the scores is the self-normalised estimate of the full
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import field
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..part import Facts
+from ..part import Changes, Facts, carry_rows
 from ..records import NEG_INF, Batch, Block, Encoded, running_sum
 from .drawing import by_weight
 from .live import LiveRows
@@ -154,6 +155,16 @@ class AdaptiveImportance(Sampler):
         self.register_buffer("popular_M", popular_M, persistent=False)
         self.register_buffer("projection_DH", projection_DH.to(popular_M.device))
         self.register_buffer("histogram_CM", popular_M.repeat(2**self.bits, 1))
+
+    def carry(self, saved: Mapping[str, Tensor], changes: Changes) -> None:
+        """Laws stay what they were among the items that stay; a changed item has its share of the popular law."""
+        kept = {name: value for name, value in saved.items() if name != "histogram_CM"}
+        super().carry(kept, changes)
+        carry_rows(self.histogram_CM.T, saved["histogram_CM"].T, changes.item_M)
+        changed_M = changes.item_M.to(self.popular_M.device)
+        if bool(changed_M.any()):  # a law sums to 1
+            kept_C1 = self.histogram_CM[:, ~changed_M].sum(1, keepdim=True)
+            self.histogram_CM[:, ~changed_M] *= (1 - self.popular_M[changed_M].sum()) / kept_C1
 
     def room(self, sizes: Sizes) -> Room:
         most = max(self.cap // self.block * self.block, sizes.n_items)

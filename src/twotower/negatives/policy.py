@@ -78,11 +78,11 @@ class Policy(Sampler):
             )
         settings = TableSettings(deviation=_DEVIATION, lr_scale=self.lr_scale)
         self.n_items, self.live = facts.n_items, LiveRows(facts)
-        self.of_query = Table(len(facts.query_count_Q), self.dim, settings)
-        self.of_item = Table(facts.n_items, self.dim, settings)
+        self.of_query = Table(len(facts.query_count_Q), self.dim, settings, of="queries")
+        self.of_item = Table(facts.n_items, self.dim, settings, of="items")
         self.of_bias = None
         if self.bias:
-            self.of_bias = Table(facts.n_items, 1, TableSettings(init="zeros", lr_scale=self.lr_scale))
+            self.of_bias = Table(facts.n_items, 1, TableSettings(init="zeros", lr_scale=self.lr_scale), of="items")
 
     def room(self, sizes: Sizes) -> Room:
         bias = ((sizes.n_items, 1),) if self.bias else ()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..part import Facts
+from ..part import Changes, Facts
 from ..records import Batch, Block, Encoded
 from .room import Room, Sizes
 from .sampler import Look, Sampler
@@ -69,6 +71,27 @@ class Queue(Sampler):
         self.register_buffer("row_HC", torch.full(shape, -1, dtype=torch.int64, device=device))
         self.register_buffer("vector_HCD", torch.zeros(*shape, facts.width, device=device))
         self.register_buffer("n_seen", torch.zeros((), dtype=torch.int64, device=device))
+
+    def make_room(self, shapes: dict[str, torch.Size]) -> None:
+        """For as many items a batch as were saved, where those are more than a batch can have by now."""
+        most = shapes.get("row_HC", self.row_HC.shape)[1]
+        missing = most - self.row_HC.shape[1]
+        if missing > 0:
+            self.row_HC = F.pad(self.row_HC, (0, missing), value=-1)
+            self.vector_HCD = F.pad(self.vector_HCD, (0, 0, 0, missing))
+
+    def carry(self, saved: Mapping[str, Tensor], changes: Changes) -> None:
+        """The batches held stay, without the items that went."""
+        self.make_room({name: value.shape for name, value in saved.items()})
+        held = saved["row_HC"].shape[1]
+        missing = self.row_HC.shape[1] - held
+        row_HC = changes.still(saved["row_HC"])
+        vector_HCD = saved["vector_HCD"].masked_fill((row_HC < 0)[:, :, None], 0.0)
+        padded = {
+            "row_HC": F.pad(row_HC, (0, missing), value=-1),
+            "vector_HCD": F.pad(vector_HCD, (0, 0, 0, missing)),
+        }
+        super().carry({**saved, **padded}, changes)
 
     def room(self, sizes: Sizes) -> Room:
         places = self.batches * sizes.most_batch_items

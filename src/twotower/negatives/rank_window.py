@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..part import Facts
+from ..part import Changes, Facts
 from ..records import NEG_INF, Batch, Block, Ragged, find, running_sum
 from ..scoring import tile_for
 from .drawing import best, some_of
@@ -92,11 +93,15 @@ class RankWindow(Sampler):
         self.register_buffer("taken_at", torch.zeros((), dtype=torch.int64, device=device))
         self.windows = None
 
+    def carry(self, saved: Mapping[str, Tensor], changes: Changes) -> None:
+        """Nothing: an old snapshot lacks the new items, so the next step takes another."""
+
     def room(self, sizes: Sizes) -> Room:
         return Room(own=self.n, kept=4 * sizes.n_items * sizes.width + 8) + LiveRows.room(sizes)
 
     def draw(self, batch: Batch, look: Look, rng: torch.Generator) -> tuple[Block, ...]:
-        if look.step > self.after and (look.step - self.after - 1) % self.refresh_every == 0:
+        is_due = (look.step - self.after - 1) % self.refresh_every == 0 or not int(self.taken_at)
+        if look.step > self.after and is_due:
             snapshot(self.item_MD, look)
             self.taken_at.fill_(look.step)
         self.windows = self._rank(batch, look)

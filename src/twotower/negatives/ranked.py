@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..part import Facts
+from ..part import Changes, Facts
 from ..records import NEG_INF, Batch, Block
 from .drawing import best, by_softmax, gumbel, uniform
 from .live import LiveRows
@@ -83,6 +84,9 @@ class AOBPR(Sampler):
         self.register_buffer("rank_DM", torch.zeros(shape, dtype=torch.int32))
         self.register_buffer("deviation_D", torch.zeros(facts.width))
         self.register_buffer("refreshed_at", torch.zeros((), dtype=torch.int64))
+
+    def carry(self, saved: Mapping[str, Tensor], changes: Changes) -> None:
+        """Nothing: old orders lack the new items, so the next draw makes new ones."""
 
     def room(self, sizes: Sizes) -> Room:
         return Room(own=self.n, kept=(8 * sizes.n_items + 4) * sizes.width + 8) + LiveRows.room(sizes)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..part import Facts
+from ..part import Changes, Facts
 from ..records import NEG_INF, Batch, Block, Encoded
 from .drawing import best, gumbel, picked, uniform
 from .live import LiveRows
@@ -74,7 +76,7 @@ class SRNS(Sampler):
     temperature: float = 1.0
 
     pool_QP: Tensor = field(init=False)
-    """Item rows, -1 before the first visit."""
+    """Item rows; -1 before the first visit, and where an item went."""
     history_QPT: Tensor = field(init=False)
     """P at the last visits, in turn; nan before."""
     memory_QS: Tensor = field(init=False)
@@ -113,6 +115,20 @@ class SRNS(Sampler):
         self.register_buffer("memory_QS", memory)
         self.register_buffer("visits_Q", torch.zeros(n_queries, dtype=torch.int32))
         self.visit: _Visit | None = None
+
+    def carry(self, saved: Mapping[str, Tensor], changes: Changes) -> None:
+        """A place of a pool whose item went is empty, and so are those that a larger catalogue adds: the query's next
+        visit puts new items there."""
+        more_places = self.pool_QP.shape[1] - saved["pool_QP"].shape[1]
+        more_memory = self.memory_QS.shape[1] - saved["memory_QS"].shape[1]
+        padded = {
+            "pool_QP": F.pad(saved["pool_QP"], (0, more_places), value=-1),
+            "history_QPT": F.pad(saved["history_QPT"], (0, 0, 0, more_places), value=math.nan),
+            "memory_QS": F.pad(saved["memory_QS"], (0, more_memory), value=-1),
+        }
+        super().carry({**saved, **padded}, changes)
+        self.pool_QP.copy_(changes.still(self.pool_QP))
+        self.history_QPT[self.pool_QP < 0] = math.nan
 
     def room(self, sizes: Sizes) -> Room:
         places = min(self.pool, sizes.n_items)
@@ -167,9 +183,11 @@ class SRNS(Sampler):
         visits_B = self.visits_Q[at_B].long().masked_fill(query_B < 0, 0)
         is_new_B1 = (visits_B == 0)[:, None]
         turnover = 0 if self.whole else self.turnover
-        is_turned_BP = is_new_B1 | ((place_P - visits_B[:, None] * turnover) % n_places < turnover)
+        pool_BP = self.pool_QP[at_B].long()
+        is_turn_BP = (place_P - visits_B[:, None] * turnover) % n_places < turnover
+        is_turned_BP = is_new_B1 | is_turn_BP | (pool_BP < 0)
         return (
-            torch.where(is_turned_BP, row_BP, self.pool_QP[at_B].long()),
+            torch.where(is_turned_BP, row_BP, pool_BP),
             self.history_QPT[at_B].masked_fill(is_turned_BP[:, :, None], float("nan")),
             torch.where(is_new_B1, memory_BS, self.memory_QS[at_B].long()),
             visits_B,

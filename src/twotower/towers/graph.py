@@ -5,7 +5,7 @@ An *edge* is a distinct training pair, as rows of the two id tables: ids that sh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data.columns import Column
 from ..errors import ConfigError, DataError
-from ..part import Part
+from ..part import Changes, Part
 from ..records import Ragged, running_sum
 from ..tables import Table, where_present
 
@@ -186,6 +186,9 @@ class Graph(Part):
     def make_room(self, shapes: dict[str, torch.Size]) -> None:
         """For as many edges as were saved."""
         self._set_edges(self.edge_2E.new_zeros(shapes.get("edge_2E", self.edge_2E.shape)))
+
+    def carry(self, saved: Mapping[str, Tensor], changes: Changes) -> None:
+        """Nothing: the edges are those of the pairs it was connected with, today's."""
 
     def _set_edges(self, edge_2E: Tensor) -> None:
         self.register_buffer("edge_2E", edge_2E)

@@ -178,7 +178,10 @@ class TwoTower(Part):
         self.weights = nn.ModuleDict(
             {
                 _module_name(name): Table(
-                    rows, self.dim, self.tables.get(name, TableSettings()), of_values=name not in of_text
+                    rows,
+                    self.dim,
+                    self.tables.get(name, TableSettings()),
+                    of=None if name in of_text else "values",
                 )
                 for name, rows in table_sizes.items()
             }
@@ -234,6 +237,12 @@ class TwoTower(Part):
     def device(self) -> torch.device:
         """Where the vectors are made."""
         return next(iter(self.buffers())).device
+
+    def table(self, name: str) -> Table:
+        """The embedding table of this name in the schema."""
+        found = self.weights[_module_name(name)]
+        assert isinstance(found, Table)
+        return found
 
     def all_tables(self) -> list[Table]:
         """Every embedding table."""

@@ -1,12 +1,17 @@
 """Training, and what is done with a trained model."""
 
+from .days import Day, Days
 from .fuzzy import FuzzyPositives, Platt, fuzzy_positives
 from .loop import Trained, evaluate, recommend, train
-from .retriever import Recommendation, Retriever
+from .retriever import Recommendation, Retriever, save_vectors
 from .tune import tune
 from .tuned import Trial, Tuned
+from .update import Forgotten, Updated, forget, history, update, update_from
 
 __all__ = [
+    "Day",
+    "Days",
+    "Forgotten",
     "FuzzyPositives",
     "Platt",
     "Recommendation",
@@ -14,9 +19,15 @@ __all__ = [
     "Trained",
     "Trial",
     "Tuned",
+    "Updated",
     "evaluate",
+    "forget",
     "fuzzy_positives",
+    "history",
     "recommend",
+    "save_vectors",
     "train",
     "tune",
+    "update",
+    "update_from",
 ]

@@ -6,6 +6,7 @@ import copy
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -139,6 +140,14 @@ class Watch:
     def __init__(self) -> None:
         self._found: Counter[str] = Counter()
         self._said: set[str] = set()
+
+    def state(self) -> dict[str, Any]:
+        """What it remembers, for JSON."""
+        return {"found": dict(self._found), "said": sorted(self._said)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Remember what ``state`` told."""
+        self._found, self._said = Counter(state["found"]), set(state["said"])
 
     def warnings(self, step: int, health: Health) -> list[str]:
         """What is to be said now, after one more examination."""

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..config import Range
 from ..errors import ArtifactError, ConfigError
-from ..settings import Tree
+from ..settings import Tree, first_difference
 from .tuned import Outcome, Trial
 
 _TERMS, _OUTCOME = "terms", "outcome"
@@ -58,7 +58,7 @@ class Journal:
         before = study.user_attrs.get(_TERMS)
         if before is None:
             study.set_user_attr(_TERMS, terms)
-        elif difference := _first_difference(before, json.loads(json.dumps(terms))):
+        elif difference := first_difference(before, json.loads(json.dumps(terms))):
             raise ConfigError(
                 f"{self.path.parent}: holds a search with {difference}, whose values can't be compared: choose "
                 "another folder with --out, or delete this one"
@@ -166,14 +166,3 @@ def _mend(path: Path) -> None:
         json.loads(line)
     if content.startswith(b"{") and whole != content:
         path.write_bytes(whole)
-
-
-def _first_difference(before: Any, now: Any, name: str = "") -> str | None:
-    """The first setting that differs, with both values."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        differences = (
-            _first_difference(before.get(key), now.get(key), f"{name}.{key}" if name else key)
-            for key in {**before, **now}
-        )
-        return next((difference for difference in differences if difference), None)
-    return None if before == now else f"{name} = {json.dumps(before)}, this one has {json.dumps(now)}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from ..config import Run, Training, ingest_run
+from ..data.arrivals import parts_of_arrivals
 from ..data.batches import TrainingBatches
 from ..data.held_out import PARTS, HeldOut, held_out
 from ..data.splits import SHOWN
@@ -25,11 +27,24 @@ from ..evaluation import Evaluation as EvaluationResult
 from ..evaluation import evaluate as evaluate_vectors
 from ..records import Batch
 from ..schema import Id
+from ..settings import first_difference
+from ..towers import TwoTower
 from . import checkpoint
+from .interrupts import Interrupts
 from .matmul import matmul_precision, probe
 from .memory import estimate
 from .recorder import METRICS, Recorder
-from .retriever import BEST, LAST, RUN, Retriever, encode_catalogue, encode_questions, save_run
+from .retriever import (
+    BEST,
+    LAST,
+    RUN,
+    Retriever,
+    encode_catalogue,
+    encode_questions,
+    save_run,
+    saved_tree,
+    tree_to_save,
+)
 from .step import Model, Stepper
 
 NOTABLY_NEW = 0.1
@@ -72,16 +87,25 @@ class Trained:
 def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
     """Train the towers of a run into the folder ``out``; ingests the data first where the store is not there.
 
-    ``out`` gets run.toml, metrics.jsonl, the checkpoints best/ and last/, and train.json. Ctrl-C leaves both
-    checkpoints usable. Raises ConfigError, DataError or ArtifactError for what can't be trained on.
+    ``out`` gets run.toml, metrics.jsonl, the checkpoints best/ and last/, and at the end train.json. Ctrl-C leaves both
+    checkpoints usable. Where ``out`` holds the same run, cut off in whatever way, training goes on from its newest
+    whole checkpoint, and ends with the model that it would have ended with, bit for bit on the same machine with the
+    same threads. Raises ConfigError, DataError or ArtifactError for what can't be trained on.
     """
     folder = Path(out)
     check_metric_of(run.training)
-    _check_free(folder)
+    _check_free(folder, run)
     store = open_or_ingest(run, quiet=quiet)
     part_E = run.split.assign(store)
-    with settings_of(run.training) as precision, _recorder(run.training, folder, quiet) as recorder:
-        save_run(run, store, folder)
+    state, wrong = checkpoint.recover(folder / LAST)
+    done = None if state is None else folder / LAST
+    keep = 0 if state is None else state["recorder"]["length"]
+    with settings_of(run.training) as precision, _recorder(run.training, folder, quiet, keep) as recorder:
+        with _writing(folder):
+            save_run(run, store, folder)
+        for line in (*wrong, _where_it_begins(folder, state, is_worse=bool(wrong))):
+            if line:
+                recorder.say(line)
         warning = getattr(run.split, "warning", None)
         memory = estimate(run, store)
         new = _new_queries(store, part_E)
@@ -89,23 +113,60 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
         for line in (warning, new, short, memory.render(), memory.warning(), f"float32 products: {precision}"):
             if line:
                 recorder.say(line)
-        fit = first = fit_once(run, store, part_E, recorder=recorder, folder=folder)
+        first = None if state is None else state.get(_FIRST)
+        refit_done = None if first is None else done
+        if first is None:
+            first = _summary(fit_once(run, store, part_E, recorder=recorder, folder=folder, done=done))
         refit_seconds = None
-        if run.training.refit and first.best_metric is not None:
-            fit = refit(run, store, part_E, first.best_epoch, recorder=recorder, folder=folder)
-            refit_seconds = fit.seconds
+        if run.training.refit and first["best_metric"] is not None:
+            length, about = first["best_epoch"], {_FIRST: first}
+            again = refit(run, store, part_E, length, recorder=recorder, folder=folder, about=about, done=refit_done)
+            refit_seconds = again.seconds
     trained = Trained(
         folder=folder,
-        best_epoch=first.best_epoch,
-        best_metric=first.best_metric,
+        best_epoch=first["best_epoch"],
+        best_metric=first["best_metric"],
         metric=run.training.metric,
-        fit_seconds=first.seconds,
+        fit_seconds=first["seconds"],
         refit_seconds=refit_seconds,
     )
-    (folder / "train.json").write_text(
-        json.dumps({**asdict(trained), "folder": str(folder)}, indent=1), encoding="utf-8"
-    )
+    with _writing(folder):
+        partial = folder / f"{TRAINED}.partial"
+        partial.write_text(json.dumps({**asdict(trained), "folder": str(folder)}, indent=1), encoding="utf-8")
+        partial.replace(folder / TRAINED)
+    checkpoint.forget_previous(folder / LAST)
     return trained
+
+
+TRAINED = "train.json"
+"""Of a training that came to its end."""
+_FIRST = "first"
+"""In the states of a refit: what the fit before it came to."""
+
+
+def _summary(fit: Fit) -> dict[str, Any]:
+    return {"best_epoch": fit.best_epoch, "best_metric": fit.best_metric, "seconds": fit.seconds}
+
+
+def _where_it_begins(folder: Path, state: dict[str, Any] | None, *, is_worse: bool) -> str | None:
+    """What to know of a training that was cut off; None of one that is new."""
+    if state is None:
+        return (
+            f"{folder}: no whole checkpoint is left of a training that was cut off: begins anew" if is_worse else None
+        )
+    stage, which = " of the refit" if _FIRST in state else "", ", the checkpoint before that" if is_worse else ""
+    return f"{folder}: goes on with a training that was cut off, after step {state['step']:,}{stage}{which}"
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(
+            f"{folder}: the model can't be written there ({error}): free some space, and run the same command again, "
+            "or choose another folder"
+        ) from error
 
 
 def check_metric_of(training: Training) -> None:
@@ -116,15 +177,25 @@ def check_metric_of(training: Training) -> None:
         raise ConfigError(f"training.metric: {error}") from error
 
 
-def _check_free(folder: Path) -> None:
-    """A model's folder is new, empty, or of a training that was cut off before its first checkpoint."""
+def _check_free(folder: Path, run: Run) -> None:
+    """A model's folder is new, empty, or of a training of the same run that was cut off."""
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder}: there is a file, expected a free place for the model's folder")
-    if (folder / BEST).exists() or (folder / f"{BEST}.old").exists():
+    is_of_a_run, has_model = (folder / RUN).exists(), (folder / BEST).exists() or (folder / f"{BEST}.old").exists()
+    if (folder / TRAINED).exists() or (has_model and not is_of_a_run):
         raise ArtifactError(f"{folder}: already holds a trained model: choose another folder, or delete it first")
-    if (folder / RUN).exists() and not (folder / METRICS).exists():
+    if is_of_a_run and not (folder / METRICS).exists():
         raise ArtifactError(
             f"{folder}: holds a {RUN} that no training wrote and this one would replace: choose another folder"
+        )
+    if (
+        is_of_a_run
+        and run.data is not None
+        and (difference := first_difference(saved_tree(folder), tree_to_save(run, folder)))
+    ):
+        raise ArtifactError(
+            f"{folder}: holds a training that was cut off, of a run with {difference}: choose another folder, or "
+            "delete this one to begin anew"
         )
 
 
@@ -153,10 +224,10 @@ def _catalogue_is_short(training: Training, store: Store) -> str | None:
     )
 
 
-def _recorder(training: Training, folder: Path, quiet: bool) -> Recorder:
+def _recorder(training: Training, folder: Path, quiet: bool, keep: int) -> Recorder:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return Recorder(folder, tensorboard=training.tensorboard, quiet=quiet)
+        return Recorder(folder, tensorboard=training.tensorboard, quiet=quiet, keep=keep)
     except OSError as error:
         raise ArtifactError(f"{folder}: the model can't be written there ({error}): choose another folder") from error
 
@@ -206,15 +277,22 @@ class settings_of:
 
 
 def fit_once(
-    run: Run, store: Store, part_E: np.ndarray, *, recorder: Recorder | None = None, folder: Path | None = None
+    run: Run,
+    store: Store,
+    part_E: np.ndarray,
+    *,
+    recorder: Recorder | None = None,
+    folder: Path | None = None,
+    done: Path | None = None,
 ) -> Fit:
-    """Train on the training part, validating on the valid part where there is one."""
+    """Train on the training part, validating on the valid part where there is one; from the checkpoint ``done`` on."""
     questions = (
         held_out(store, part_E, "valid", filter_seen=run.evaluation.filter_seen) if (part_E == 1).any() else None
     )
     recorder = recorder or Recorder(None, quiet=True)
     events, shown = trained_events(part_E, "train")
-    return Loop(run, store, events, questions, recorder, folder, shown=shown).run_to(run.training.epochs)
+    loop = Loop(run, store, events, questions, recorder, folder, shown=shown)
+    return loop.run_to(run.training.epochs, done=done)
 
 
 def refit(
@@ -225,11 +303,15 @@ def refit(
     *,
     recorder: Recorder | None = None,
     folder: Path | None = None,
+    about: Mapping[str, Any] | None = None,
+    done: Path | None = None,
 ) -> Fit:
-    """Train anew on training and validation events for a length chosen before, with the same schedule."""
+    """Train anew on training and validation events for a length chosen before, with the same schedule; from the
+    checkpoint ``done`` on."""
     recorder = recorder or Recorder(None, quiet=True)
     events, shown = trained_events(part_E, "train", "valid")
-    return Loop(run, store, events, None, recorder, folder, shown=shown).run_to(epochs)
+    loop = Loop(run, store, events, None, recorder, folder, shown=shown, about=about)
+    return loop.run_to(epochs, done=done)
 
 
 def trained_events(part_E: np.ndarray, *names: str) -> tuple[np.ndarray, np.ndarray]:
@@ -238,19 +320,41 @@ def trained_events(part_E: np.ndarray, *names: str) -> tuple[np.ndarray, np.ndar
     return np.flatnonzero(np.isin(part_E, parts)), np.flatnonzero(np.isin(part_E - SHOWN, parts))
 
 
-def batches_of(run: Run, store: Store, events: np.ndarray, shown: np.ndarray | None, *, seed: int) -> TrainingBatches:
-    """The run's batches of these events, with impressions that were not taken."""
+def batches_of(
+    run: Run,
+    store: Store,
+    events: np.ndarray,
+    shown: np.ndarray | None,
+    *,
+    seed: int,
+    known: np.ndarray | None = None,
+) -> TrainingBatches:
+    """The run's batches of these events, with impressions that were not taken, and what else is known."""
     training = run.training
     return TrainingBatches(
         store,
         events,
         batch_of=training.batch_of,
         batch_size=training.batch_size,
+        known=known,
         shown=shown,
         query_weight=training.query_weight,
         thin=training.thin,
+        order=training.order,
         seed=seed,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a stretch of training begins that goes on with a model, instead of making one."""
+
+    fill: Callable[[Model, torch.optim.Optimizer | None], None]
+    """Brings the state of the model and of its dense optimiser, both just made, to what it is to begin with."""
+    step: int
+    """The model's steps before. Numbers go on from there, and with them what is drawn: no seed comes twice."""
+    rate: float = 1.0
+    """Factor of all learning rates, over that of the schedule."""
 
 
 def _check_idle(run: Run, steps: int) -> None:
@@ -265,7 +369,17 @@ def _check_idle(run: Run, steps: int) -> None:
 
 
 class Loop:
-    """State of one stretch of training."""
+    """State of one stretch of training.
+
+    ``events`` are trained on, ``known`` (by default the same) are what its queries are known to like. With ``start``
+    the stretch goes on with a model's state at its global step: steps are numbered from there on, and epochs of
+    batches too, so that neither draws nor orders repeat those of an earlier stretch with the same seed. The schedule
+    of learning rates, ``training.epochs`` and what is reported as epochs are of this stretch alone, and nothing
+    is observed ahead of it.
+
+    In ``folder`` it keeps two checkpoints: best/, with the best validated model, and last/, which a stretch that was
+    cut off goes on from; both have ``about`` in their states.
+    """
 
     def __init__(
         self,
@@ -277,58 +391,133 @@ class Loop:
         folder: Path | None,
         *,
         shown: np.ndarray | None = None,
+        known: np.ndarray | None = None,
+        start: Start | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         training = run.training
         self.run, self.store, self.questions, self.recorder, self.folder = run, store, questions, recorder, folder
-        self.batches = batches_of(run, store, events, shown, seed=training.seed)
+        self.batches = batches_of(run, store, events, shown, known=known, seed=training.seed)
         torch.manual_seed(training.seed)
         self.model = Model(run, store, self.batches.facts()).to(training.device)
         self.stepper = Stepper(self.model, training)
         check_metric_of(training)
         self.scheduled_steps = max(round(training.epochs * self.batches.steps_per_epoch), 1)
-        _check_idle(run, self.scheduled_steps)
+        self.start, self.about = start, dict(about or {})
+        self.step = self.first_step = 0 if start is None else start.step
+        _check_idle(run, self.first_step + self.scheduled_steps)
         self.every = max(round(training.validate_every * self.batches.steps_per_epoch), 1)
         self.history: list[dict[str, float]] = []
         self.best_metric: float | None = None
         self.best_epoch = 0.0
         self.worse = 0
         self.seconds = 0.0
+        self.ended = False
+        self.since = self.saved_at = time.perf_counter()
+        """When the seconds were counted, and the state saved."""
 
-    def run_to(self, epochs: float) -> Fit:
-        """Train for ``epochs`` of the schedule, or until patience ends."""
-        stop = min(max(round(epochs * self.batches.steps_per_epoch), 1), self.scheduled_steps)
-        self.recorder.begin("train" if self.questions is not None else "train on all", stop)
+    def run_to(self, epochs: float, *, done: Path | None = None) -> Fit:
+        """Train for ``epochs`` of the schedule, or until patience ends; from the checkpoint ``done`` of the same
+        stretch on."""
+        steps = min(max(round(epochs * self.batches.steps_per_epoch), 1), self.scheduled_steps)
+        stop = self.first_step + steps
         self.model.train()
-        step, started = 0, time.perf_counter()
-        self._burn_in()
+        self._begin(stop, done)
+        had_ended, torn = self.ended, False
         try:
-            for step, batch in enumerate(self._stream(stop), start=1):
-                self._step(step, batch)
-                if self.questions is not None and (step % self.every == 0 or step == stop):
-                    self.seconds += time.perf_counter() - started
-                    with self.recorder.paused():
-                        ended = self._validate(step)
-                    started = time.perf_counter()
-                    if ended:
+            with Interrupts() as interrupts:
+                for batch in self._stream(0 if self.ended else stop - self.step):
+                    torn = True
+                    self._step(self.step + 1, batch)
+                    self.step += 1
+                    self.ended = self.step == stop
+                    if self.questions is not None and (self.ended or (self.step - self.first_step) % self.every == 0):
+                        with self._uncounted():
+                            self.ended |= self._validate(self.step)
+                    torn = False
+                    if self.ended:
                         break
-            self.seconds += time.perf_counter() - started
+                    if interrupts.asked:
+                        raise KeyboardInterrupt
+                    if self._is_due():
+                        with self._uncounted():
+                            self._save_last()
         except KeyboardInterrupt:
-            self._save(step, only_last=self.folder is not None and (self.folder / BEST).exists())
-            self.recorder.say(f"interrupted at step {step}: the model so far is in {self.folder}")
+            self._interrupted(torn=torn)
             raise
-        self.recorder.say_alone()
-        if self.questions is None:
-            self.best_epoch = self._epoch(step)
-        self._save(step, only_last=self.questions is not None)
+        self._count()
+        if not had_ended:
+            self._end()
         return Fit(
             model=self.model,
-            steps=step,
-            epochs=self._epoch(step),
+            steps=self.step - self.first_step,
+            epochs=self._epoch(self.step),
             seconds=self.seconds,
             best_epoch=self.best_epoch,
             best_metric=self.best_metric,
             history=tuple(self.history),
         )
+
+    def _begin(self, stop: int, done: Path | None) -> None:
+        """Bring all state to what it is before the first step from here."""
+        state = {} if done is None else checkpoint.read_state(done)
+        self.step = state.get("step", self.first_step)
+        name = "train" if self.questions is not None else "train on all"
+        self.recorder.begin(name, stop, first_step=self.step)
+        self.since = self.saved_at = time.perf_counter()
+        if done is not None:
+            self._restore(done, state)
+        elif self.start is not None:
+            self.start.fill(self.model, self.stepper.optimiser)
+        else:
+            self._burn_in()
+
+    def _restore(self, done: Path, state: dict[str, Any]) -> None:
+        if state["data"] != self._sizes():
+            raise ArtifactError(
+                f"{self.folder}: was trained on {_in_words(state['data'])}, but the store has "
+                f"{_in_words(self._sizes())} now: choose another folder, or delete this one to begin anew"
+            )
+        checkpoint.load(done, self.model, self.stepper.optimiser)
+        self.history, self.best_metric, self.best_epoch = state["history"], state["metric"], state["best_epoch"]
+        self.worse, self.seconds, self.ended = state["worse"], state["seconds"], state["ended"]
+        self.recorder.restore(state["recorder"])
+
+    def _is_due(self) -> bool:
+        """Whether the state is to be saved now, so that it needs not be made again."""
+        age_s = time.perf_counter() - self.saved_at
+        return self.folder is not None and age_s >= self.run.training.checkpoint_every_s
+
+    def _end(self) -> None:
+        self.recorder.say_alone()
+        if self.questions is None:
+            self.best_epoch = self._epoch(self.step)
+            self._save_best()
+        self._save_last()
+
+    def _interrupted(self, *, torn: bool) -> None:
+        """Leave a model that can be used, and trained on from, unless it was interrupted within a step."""
+        if self.folder is None:
+            return
+        self._count()
+        if not (self.folder / BEST).exists():
+            self._save_best()
+        self._save_last(torn=torn)
+        self.recorder.say(
+            f"interrupted after step {self.step:,}: the model so far is in {self.folder}, and the same command goes on"
+        )
+
+    @contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """For what is no step: its time counts neither here nor in the recorder."""
+        self._count()
+        with self.recorder.paused():
+            yield
+        self.since = time.perf_counter()
+
+    def _count(self) -> None:
+        now = time.perf_counter()
+        self.seconds, self.since = self.seconds + now - self.since, now
 
     def _burn_in(self) -> None:
         """Let the frequency estimate observe what it wants to know ahead, in orders that no epoch of training has."""
@@ -338,18 +527,19 @@ class Loop:
                 self.model.frequency.observe(batch.item_P.to(self.stepper.device))
             left, epoch = left - self.batches.steps_per_epoch, epoch - 1
 
-    def _stream(self, stop: int) -> Iterator[Batch]:
-        left, epoch = stop, 0
-        while left > 0:
-            for batch in self.batches.epoch(epoch):
+    def _stream(self, steps: int) -> Iterator[Batch]:
+        """The next batches. Epochs are numbered from the first step on, which are at least as many as there were."""
+        epoch, at = divmod(self.step - self.first_step, self.batches.steps_per_epoch)
+        while steps > 0:
+            for batch in islice(self.batches.epoch(self.first_step + epoch, at), steps):
                 yield batch
-                left -= 1
-                if left == 0:
-                    return
-            epoch += 1
+                steps -= 1
+            epoch, at = epoch + 1, 0
 
     def _step(self, step: int, batch: Batch) -> None:
-        rate = learning_rate(self.run.training, step - 1, self.scheduled_steps)
+        rate = learning_rate(self.run.training, step - self.first_step - 1, self.scheduled_steps)
+        if self.start is not None:
+            rate *= self.start.rate
         report = self.stepper(batch, step, rate, with_health=self.recorder.wants_health)
         temperature = getattr(self.model.loss, "current_temperature", lambda: None)()
         if isinstance(temperature, torch.Tensor):
@@ -357,13 +547,13 @@ class Loop:
         self.recorder.step(step, self._epoch(step), rate, report, temperature)
 
     def _epoch(self, step: int) -> float:
-        return step / self.batches.steps_per_epoch
+        return (step - self.first_step) / self.batches.steps_per_epoch
 
     def _validate(self, step: int) -> bool:
         """Measure, keep the best; True when patience has ended."""
         assert self.questions is not None
         metric = self.run.training.metric
-        result = self._measure(self.questions)
+        result = self.measure(self.questions)
         value = result.metric(metric)
         measured = {metric: value}
         if self.run.evaluation.batch_recall is not None and result.batch_recall is not None:
@@ -376,41 +566,71 @@ class Loop:
         )
         if better:
             self.best_metric, self.best_epoch, self.worse = value, self._epoch(step), 0
-            self._save(step, only_best=True)
+            self._save_best()
             return False
         self.worse += 1
         return self.run.training.patience is not None and self.worse >= self.run.training.patience
 
-    def _measure(self, questions: HeldOut) -> EvaluationResult:
+    def measure(self, questions: HeldOut) -> EvaluationResult:
         """Metrics on held-out questions, over the full catalogue."""
-        towers = self.model.towers
-        with towers.settled():
-            query_QD, item_MD = encode_questions(towers, questions), encode_catalogue(towers, self.store)
-        return evaluate_vectors(
-            query_QD,
-            item_MD,
-            questions.truth,
-            seen=questions.seen,
-            live=questions.live,
-            item_count_M=self.batches.event_item.bincount(minlength=self.store.n_items),
-            k=tuple(sorted({*self.run.evaluation.k, _k_of(self.run.training.metric)})),
-            tail_max=self.run.evaluation.tail_max,
-            head_share=self.run.evaluation.head_share,
-            batch_recall=self.run.evaluation.batch_recall,
-            baselines=False,
-        )
+        counts_M = _item_counts(self.store, self.batches.known_events)
+        return measured(self.run, self.model.towers, questions, counts_M)
 
-    def _save(self, step: int, *, only_best: bool = False, only_last: bool = False) -> None:
-        if self.folder is None:
-            return
-        state = {"step": step, "epoch": self._epoch(step), "metric": self.best_metric, "history": self.history}
-        for name in (BEST,) * (not only_last) + (LAST,) * (not only_best):
-            checkpoint.save(self.folder / name, self.model, self.stepper.optimiser, state)
+    def _save_best(self) -> None:
+        if self.folder is not None:
+            checkpoint.save(self.folder / BEST, self.model, self.stepper.optimiser, self._state())
+
+    def _save_last(self, *, torn: bool = False) -> None:
+        """The state with all that is needed to go on; the one before it stays, lest this one be damaged."""
+        if self.folder is not None:
+            position = {
+                "data": self._sizes(),
+                "best_epoch": self.best_epoch,
+                "worse": self.worse,
+                "seconds": self.seconds,
+                "ended": self.ended,
+                "recorder": self.recorder.state(),
+                **({checkpoint.TORN: True} if torn else {}),
+            }
+            state = self._state() | position
+            checkpoint.save(self.folder / LAST, self.model, self.stepper.optimiser, state, keep_previous=True)
+        self.saved_at = time.perf_counter()
+
+    def _state(self) -> dict[str, Any]:
+        state = {"step": self.step, "epoch": self._epoch(self.step), "metric": self.best_metric}
+        return {**state, "history": self.history, **self.about}
+
+    def _sizes(self) -> list[int]:
+        """Queries, items and events of the store."""
+        return [self.store.n_queries, self.store.n_items, self.store.n_events]
+
+
+def _in_words(sizes: list[int]) -> str:
+    return "{:,} queries, {:,} items and {:,} events".format(*sizes)
 
 
 def _k_of(metric: str) -> int:
     """The k of a metric such as ``recall@100_tail``."""
     return int(metric.split("@")[1].split("_")[0])
+
+
+def measured(run: Run, towers: TwoTower, questions: HeldOut, item_count_M: torch.Tensor) -> EvaluationResult:
+    """Metrics of towers in the midst of training, with those that ``training.metric`` needs."""
+    with towers.settled():
+        query_QD, item_MD = encode_questions(towers, questions), encode_catalogue(towers, questions.store)
+    return evaluate_vectors(
+        query_QD,
+        item_MD,
+        questions.truth,
+        seen=questions.seen,
+        live=questions.live,
+        item_count_M=item_count_M,
+        k=tuple(sorted({*run.evaluation.k, _k_of(run.training.metric)})),
+        tail_max=run.evaluation.tail_max,
+        head_share=run.evaluation.head_share,
+        batch_recall=run.evaluation.batch_recall,
+        baselines=False,
+    )
 
 
 def learning_rate(training: Training, step: int, total: int) -> float:
@@ -426,9 +646,17 @@ def learning_rate(training: Training, step: int, total: int) -> float:
 
 
 def evaluate(model: str | Path, *, split: str = "test") -> EvaluationResult:
-    """Metrics of a trained model on the held-out part ``split``, beside popularity and random rankings."""
+    """Metrics of a trained model on the held-out part ``split``, beside popularity and random rankings.
+
+    A model that was updated has trained on all parts of its split by then: of such one, both are what its updates hold
+    out for good (``Update.valid``).
+    """
     retriever = Retriever.open(model)
-    part_E = retriever.run.split.assign(retriever.store)
+    store, settings = retriever.store, retriever.run.update
+    if store.n_updates:
+        part_E, split = parts_of_arrivals(store, share=settings.valid, days=settings.valid_days), "valid"
+    else:
+        part_E = retriever.run.split.assign(store)
     return evaluate_retriever(retriever, part_E, split)
 
 
@@ -446,13 +674,18 @@ def evaluate_retriever(
         questions.truth,
         seen=questions.seen,
         live=questions.live,
-        item_count_M=torch.from_numpy(np.bincount(store.item_row[trained], minlength=store.n_items)),
+        item_count_M=_item_counts(store, np.flatnonzero(trained)),
         k=run.evaluation.k,
         tail_max=run.evaluation.tail_max,
         head_share=run.evaluation.head_share,
         batch_recall=run.evaluation.batch_recall,
         baselines=baselines,
     )
+
+
+def _item_counts(store: Store, events: np.ndarray) -> torch.Tensor:
+    """[M] events of each item."""
+    return torch.from_numpy(np.bincount(store.item_row[events], minlength=store.n_items))
 
 
 def recommend(model: str | Path, query: dict[str, object], *, k: int = 10, filter_seen: bool = True) -> list[Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..errors import ConfigError
+from ..errors import ArtifactError, ConfigError
 from .health import Watch
 from .step import StepReport
 
@@ -29,12 +30,20 @@ LOG_EVERY_S = 1.0
 
 
 class Recorder:
-    """Collects step reports and validations; a context manager that closes what it opened."""
+    """Collects step reports and validations; a context manager that closes what it opened.
 
-    def __init__(self, folder: Path | None, *, tensorboard: bool = False, quiet: bool = False) -> None:
+    ``keep`` is how many bytes of a ``metrics.jsonl`` that is there still hold, as ``state`` told; without it all do.
+    TensorBoard may be told the same again.
+    """
+
+    def __init__(
+        self, folder: Path | None, *, tensorboard: bool = False, quiet: bool = False, keep: int | None = None
+    ) -> None:
         self.console = Console(quiet=quiet, highlight=False, markup=False, soft_wrap=True)
         self.board: Any = _board(folder) if tensorboard and folder is not None else None
-        self.file = None if folder is None else (folder / METRICS).open("a", encoding="utf-8")
+        self.file = None if folder is None else (folder / METRICS).open("ab", buffering=0)
+        if self.file is not None and keep is not None:
+            self.file.truncate(min(keep, self.file.tell()))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True)
         self.task: Any = None
@@ -53,7 +62,8 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.flush()
+        with suppress(*(() if error is None else (ArtifactError,))):  # of two errors the first tells more
+            self.flush()
         if self.progress.live.is_started:
             self.progress.stop()
         if self.file is not None:
@@ -61,13 +71,13 @@ class Recorder:
         if self.board is not None:
             self.board.close()
 
-    def begin(self, name: str, total_steps: int) -> None:
-        """A new stretch of training with a bar of its own."""
+    def begin(self, name: str, last_step: int, *, first_step: int = 0) -> None:
+        """A new stretch of training with a bar of its own, after ``first_step`` steps."""
         self.flush()
         self.n_positives = self.n_alone = 0
         if self.task is not None:
             self.progress.remove_task(self.task)
-        self.task = self.progress.add_task(name, total=total_steps, note="")
+        self.task = self.progress.add_task(name, total=last_step, completed=first_step, note="")
 
     @property
     def wants_health(self) -> bool:
@@ -121,11 +131,40 @@ class Recorder:
         row: dict[str, object] = {"what": what, "step": step, "epoch": round(epoch, 4)}
         row |= {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no nan
         if self.file is not None:
-            self.file.write(json.dumps(row) + "\n")
-            self.file.flush()
+            self._append((json.dumps(row) + "\n").encode())
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(f"{what}/{name}", value, step)
+
+    def _append(self, line: bytes) -> None:
+        assert self.file is not None
+        try:
+            while line:
+                line = line[self.file.write(line) :]
+        except OSError as error:
+            raise ArtifactError(
+                f"{self.file.name}: can't be written ({error}): free some space, and run the same command again"
+            ) from error
+
+    def state(self) -> dict[str, Any]:
+        """What it knows after all that it was told, for JSON; ``metrics.jsonl`` is then on the disk up to here."""
+        self.flush()
+        length = 0
+        if self.file is not None:
+            os.fsync(self.file.fileno())
+            length = self.file.tell()
+        return {
+            "length": length,
+            "positives": self.n_positives,
+            "alone": self.n_alone,
+            "said_alone": self.said_alone,
+            "watch": self.watch.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state`` told, in a stretch that has begun."""
+        self.n_positives, self.n_alone, self.said_alone = state["positives"], state["alone"], state["said_alone"]
+        self.watch.restore(state["watch"])
 
     def say(self, text: str) -> None:
         """A line for people."""

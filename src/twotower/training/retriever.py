@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ..config import Run, dump_run, load_run
+from ..config import Run, dump_run, load_run, parse_run, run_tree
 from ..data.arrow import did_you_mean
 from ..data.batches import Histories, id_rows, mean_of
 from ..data.files import listed
@@ -24,6 +25,7 @@ from ..errors import ArtifactError, DataError
 from ..evaluation import top_k
 from ..records import Features, LiveAt, Ragged
 from ..schema import History, Id, Schema, table_of
+from ..settings import Tree
 from ..towers import TwoTower
 from . import checkpoint
 from .step import to_device
@@ -66,6 +68,30 @@ def _encode(
     return torch.cat(parts) if parts else torch.empty(0, towers.width, device=device)
 
 
+def open_model(folder: Path, which: str = BEST, set: Sequence[str] = ()) -> tuple[Run, Store, dict[str, Any]]:
+    """A model's run, with settings changed by ``set``, the store it belongs to now, and the state of its checkpoint.
+
+    Raises ArtifactError when one of them is missing or damaged, ConfigError for a setting.
+    """
+    if not folder.is_dir():
+        found = "this is a file" if folder.exists() else "there is no such folder"
+        raise ArtifactError(f"{folder}: {found}, expected the folder of a model that twotower train wrote")
+    if not (folder / RUN).exists():
+        raise ArtifactError(
+            f"{folder}: holds no trained model (no {RUN}): write one with twotower train RUN.toml --out {folder}"
+        )
+    run = load_run(folder / RUN, set)
+    assert run.data is not None
+    state = checkpoint.read_state(folder / which)
+    place = folder / state["store"] if "store" in state else Path(run.data.store)
+    if not place.exists():
+        raise ArtifactError(
+            f"{folder}: the store the model was trained on is not at {place}: move it along with the "
+            f"model, or write its place into {folder / RUN} (data.store)"
+        )
+    return run, Store.open(place), state
+
+
 class Retriever:
     """Towers, the store they were trained on and the vectors of its catalogue."""
 
@@ -80,26 +106,16 @@ class Retriever:
     @staticmethod
     def open(folder: str | Path, which: str = BEST) -> Retriever:
         """From a folder that ``train`` wrote. Raises ArtifactError when it is missing or damaged."""
-        folder = Path(folder)
-        if not folder.is_dir():
-            found = "this is a file" if folder.exists() else "there is no such folder"
-            raise ArtifactError(f"{folder}: {found}, expected the folder of a model that twotower train wrote")
-        if not (folder / RUN).exists():
-            raise ArtifactError(
-                f"{folder}: holds no trained model (no {RUN}): write one with twotower train RUN.toml --out {folder}"
-            )
-        run = load_run(folder / RUN)
-        assert run.data is not None
-        if not Path(run.data.store).exists():
-            raise ArtifactError(
-                f"{folder}: the store the model was trained on is not at {run.data.store}: move it along with the "
-                f"model, or write its place into {folder / RUN} (data.store)"
-            )
-        store = Store.open(run.data.store)
+        run, store, _ = open_model(Path(folder), which)
         towers = run.towers
         towers.build(store.schema, store.encoders.table_sizes)
-        checkpoint.load_part(folder / which, "towers", towers)
+        checkpoint.load_part(Path(folder) / which, "towers", towers)
         return Retriever(run, store, towers)
+
+    def live_rows(self) -> Tensor:
+        """Rows of the items that may be recommended: those that are live at the last event."""
+        row_M = torch.arange(self.store.n_items)
+        return row_M if self._live is None else row_M[~self._live.gone(row_M)[0]]
 
     @property
     def item_MD(self) -> Tensor:
@@ -268,11 +284,43 @@ def _unmentioned(schema: Schema, given: dict[str, object], stored: Features) -> 
     return [key for key in stored if key.split(".")[0] not in mentioned and key not in mentioned]
 
 
+def save_vectors(model: str | Path, out: str | Path) -> None:
+    """Write the vectors of a model's live items, as they are served, as Parquet: ``item`` (id) and ``vector``.
+
+    Raises ArtifactError where the model is missing or damaged, or ``out`` can't be written.
+    """
+    retriever = Retriever.open(model)
+    row = retriever.live_rows()
+    vector_MD = retriever.item_MD.cpu()[row].numpy()
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(vector_MD.ravel()), vector_MD.shape[1])
+    table = pa.table({"item": retriever.store.item_vocabulary.ids().take(pa.array(row.numpy())), "vector": vectors})
+    partial = Path(out).with_name(f".{Path(out).name}.partial")
+    try:
+        pq.write_table(table, partial)
+        partial.replace(out)
+    except OSError as error:
+        raise ArtifactError(f"{out}: the vectors can't be written ({error}): choose another place") from error
+
+
 def save_run(run: Run, store: Store, folder: Path) -> None:
     """Write ``run.toml`` beside the checkpoints, the path of the store taken from there."""
-    assert run.data is not None
-    relative = os.path.relpath(store.path, folder)
-    text = dump_run(replace(run, data=replace(run.data, store=relative)))
     partial = folder / (RUN + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    shutil.move(partial, folder / RUN)
+    partial.write_text(dump_run(_seen_from(folder, run, store.path)), encoding="utf-8")
+    partial.replace(folder / RUN)
+
+
+def tree_to_save(run: Run, folder: Path) -> Tree:
+    """What ``save_run`` would write."""
+    assert run.data is not None
+    return run_tree(parse_run(dump_run(_seen_from(folder, run, Path(run.data.store)))))
+
+
+def saved_tree(folder: Path) -> Tree:
+    """What it wrote. Raises ConfigError where that is no run."""
+    path = folder / RUN
+    return run_tree(parse_run(path.read_text(encoding="utf-8"), name=str(path)))
+
+
+def _seen_from(folder: Path, run: Run, store: Path) -> Run:
+    assert run.data is not None
+    return replace(run, data=replace(run.data, store=os.path.relpath(store, folder)))
