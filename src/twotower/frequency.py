@@ -51,7 +51,8 @@ class ExactFrequency(Frequency):
 
     An item without training event is in no batch: its presence is 0 and its log -inf, not a small number. That is safe
     as a count in a mixture (``logaddexp``), and such an item is never offered by the batch. The same holds for every
-    item when B is 1.
+    item when B is 1. What is counted is what is trained on, so an item that was not live then (``schema.life``) has no
+    presence, whatever it had before.
 
     Raises ConfigError where an item is counted in more queries than there are.
     """

@@ -21,11 +21,12 @@ from ..errors import ArtifactError, DataError, SchemaError
 from ..schema import Categorical, Id, table_of
 from .arrow import US_PER_DAY
 from .catalogue import Known, Side
-from .column_files import ColumnsWriter, Tree
+from .column_files import ColumnsWriter, Tree, open_array
 from .columns import Column, RaggedArray, cut, put_together, taken
 from .encoders import Encoders, EncodersFit, Gone, id_features
 from .events import Group
 from .ingest import RAW, Ingest, Progress, Sources, read_waiting
+from .life import GIVEN, NO_MOMENT
 from .order import BLOCK_EVENTS, in_order
 from .readers import Source, naming
 from .report import DUPLICATE, Growth, IngestReport, Tally
@@ -216,6 +217,8 @@ class _Extension(Ingest):
                 for table, start, where in side.tables():
                     with naming(where):
                         named.append(self._encoded(encoders, side.name, table))
+                        if side is self._item:
+                            self._given.append(table)
                     self._say(f"encoding {side.tally.name}", start + len(table))
                 self._arrays[side.name] = self._spliced(side, named.close_and_open(), encoders)
             else:
@@ -362,6 +365,17 @@ class _Extension(Ingest):
         new = self._items_without_number()
         number[new] = self._n_numbers_before + np.arange(len(new))
         return number
+
+    def _given_lives(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What was given before, but of items that are named now."""
+        assert self._item.vocabulary is not None
+        row, arrays = self._item.rows_of_named(), read_manifest(self._base.path)["arrays"]
+        since, until = (np.full(self._item.n, NO_MOMENT) for _ in GIVEN)
+        for moment, name, named in zip((since, until), GIVEN, self._given.moments(len(row)), strict=True):
+            moment[: self._base.n_items] = open_array(self._base.path, arrays[name])
+            moment[self._item.vocabulary.free] = NO_MOMENT
+            moment[row] = named
+        return since, until
 
     @cached_property
     def _n_numbers_before(self) -> int:

@@ -165,7 +165,7 @@ def _take_out_gone(score_qC: Tensor, live: LiveAt, first: int, last: int) -> Non
     looked at query by query."""
     row_c = torch.arange(first, last, device=score_qC.device)
     column_s = live.ever_gone(row_c).nonzero()[:, 0]
-    for column in column_s.split(max(1, score_qC.shape[1] // 8)):
+    for column in column_s.split(max(1, score_qC.shape[1] // 16)):
         score_qC[:, column] = score_qC[:, column].masked_fill_(live.gone(row_c[column]), NEG_INF)
 
 
