@@ -188,7 +188,7 @@ class _Events:
 
 def _groups(query: NDArray[np.int64]) -> NDArray[np.int64]:
     """[n] events of one query are one draw, an event without a query is one by itself."""
-    return np.where(query < 0, -1 - np.arange(len(query)), query)
+    return np.unique(np.where(query < 0, -1 - np.arange(len(query)), query), return_inverse=True)[1]
 
 
 def _spread(of: NDArray[np.int64], most: int) -> NDArray[np.int64]:
