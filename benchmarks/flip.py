@@ -29,7 +29,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -315,29 +315,30 @@ def main() -> None:
             most_hits=max(HITS),
             only_frequencies=arguments.only_frequencies,
         )
-    steps = [step for step in STEPS if step in found.at]
-    errors = {name: {step: of[found.at.index(step)] for step in steps} for name, of in found.errors.items()}
-    show(
-        "Error of presences after so many batches", ("estimate", *steps), [(n, *e.values()) for n, e in errors.items()]
-    )
-    if flip.draw == "distinct" and flip.steps == 10_000:
+    errors = {
+        name: {str(step): of[found.at.index(step)] for step in STEPS if step in found.at}
+        for name, of in found.errors.items()
+    }
+    heads = ("estimate", *errors[MODEL])
+    show("Error of presences after so many batches", heads, [(name, *of.values()) for name, of in errors.items()])
+    if flip.draw == "distinct" and len(heads) == len(STEPS) + 1:
         apart = [
-            (name, *(errors[name][step] - theirs for step, theirs in zip(STEPS, of, strict=True)))
+            (name, *(ours - theirs for ours, theirs in zip(errors[name].values(), of, strict=True)))
             for name, of in REPRODUCED.items()
         ]
-        show("The same less that of the reproduction", ("estimate", *STEPS), apart)
+        show("The same less that of the reproduction", heads, apart)
     alpha = ESTIMATES[MODEL].alpha
     per_hit = {n: found.hits.after(n, alpha, certain=CERTAIN) for n in HITS}
     show(
         f"After n hits, {per_hit[1].n_items} items: gap too long in true gaps, and how far that is off",
         ("hits", "found", "expected", "standard errors off", "as printed", "deviation / expected"),
-        [(n, h.found, h.expected, h.off, h.printed_off, h.deviation) for n, h in per_hit.items()],
+        [(str(n), h.found, h.expected, h.off, h.printed_off, h.deviation) for n, h in per_hit.items()],
     )
     if arguments.plot is not None:
         plot(found, flip, arguments.plot)
     report(
         f"flip {flip.draw}",
-        {"errors": errors, "hits": {n: vars(h) for n, h in per_hit.items()}},
+        {"errors": errors, "hits": {str(n): asdict(h) for n, h in per_hit.items()}},
         seconds=time.perf_counter() - started,
         seed=arguments.seed,
         settings={"steps": arguments.steps, "only_frequencies": arguments.only_frequencies},
