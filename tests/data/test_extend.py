@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +27,19 @@ from twotower.data.extend import extend
 from twotower.data.ingest import ingest
 from twotower.data.report import IngestReport
 from twotower.data.store import Store
+from twotower.errors import ArtifactError, DataError, SchemaError
 from twotower.schema import (
     Categorical,
+    Categories,
     History,
     Id,
     Interactions,
     Number,
     Schema,
     Seed,
+    Text,
+    Time,
+    Vector,
 )
 
 DAY = 86_400
