@@ -4,9 +4,10 @@ A *comparison* is a kind (losses, negatives) and a data set. Its arms and the ra
 ``[tune]`` in settings/KIND/NAME.toml. ``--search`` draws the same number of settings for each arm, trains each for
 ``search_share`` of the arm's epochs and measures it on validation data; what is best there is committed in
 settings/KIND/NAME.chosen.toml, with ``choose_epochs`` the epoch of its best validation too. Without it the committed
-settings are fitted with every seed, on train and validation together, and measured once on the test part; ``--keep``
-writes each fit's result to a folder, and reads it there when the same settings are asked for again, so that hours of
-fits can be done in parts.
+settings are fitted with every seed, on train and validation together, and measured once on the test part; a loss that
+finds its temperature is fitted on train alone before, as its refit keeps what was found there. ``--keep`` writes each
+fit's result to a folder, and reads it there when the same settings are asked for again, so that hours of fits can be
+done in parts.
 
 ``ARM-longer`` is an arm with the epochs, and what else differs, under ``[longer]``: what it reaches beyond the common
 budget.
@@ -36,9 +37,11 @@ from benchmarks.data import SETTINGS, committed_run
 from benchmarks.harness import report, resident_high_water
 from twotower.config import Run, dump_run, parse_run, vary
 from twotower.data.splits import GivenSplit
+from twotower.data.store import Store
 from twotower.errors import TwoTowerError
 from twotower.evaluation import paired_difference
-from twotower.training.loop import evaluate_retriever, open_or_ingest, refit, settings_of
+from twotower.losses import AdapTau, Loss
+from twotower.training.loop import evaluate_retriever, fit_once, open_or_ingest, refit, settings_of
 from twotower.training.retriever import Retriever
 from twotower.training.tune import tune
 
@@ -150,11 +153,19 @@ def _as_written_now(settings: str) -> str | None:
         return None
 
 
+def _found(run: Run, store: Store, part_E: np.ndarray) -> Loss | None:
+    """For a refit that keeps what its loss found in a first fit: the loss of that fit, which is measured once."""
+    if not isinstance(run.loss, AdapTau):
+        return None
+    run = replace(run, training=replace(run.training, validate_every=run.training.epochs))
+    return fit_once(run, store, part_E).model.loss
+
+
 def _measured(kind: Kind, name: str, run: Run) -> Result:
     store = open_or_ingest(run, quiet=True)
     part_E = run.split.assign(store)
     with settings_of(run.training):
-        fit = refit(run, store, part_E, run.training.epochs)
+        fit = refit(run, store, part_E, run.training.epochs, found=_found(run, store, part_E))
         retriever = Retriever(run, store, fit.model.towers)
         measured = evaluate_retriever(retriever, part_E, "test", baselines=False)
     found = {**measured.rows["model"], **(measured.batch_recall.rows["model"] if measured.batch_recall else {})}

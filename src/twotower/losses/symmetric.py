@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -73,6 +74,9 @@ class Symmetric(Loss):
     def current_temperature(self) -> Tensor | float:
         """That of the loss."""
         return self.of.current_temperature()
+
+    def keep(self, first: Self) -> None:
+        self.of.keep(first.of)
 
     def constrain(self) -> None:
         self.of.constrain()

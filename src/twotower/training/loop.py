@@ -25,6 +25,7 @@ from ..errors import ArtifactError, ConfigError
 from ..evaluation import MODEL, check_metric, metric_names
 from ..evaluation import Evaluation as EvaluationResult
 from ..evaluation import evaluate as evaluate_vectors
+from ..losses import Loss
 from ..records import Batch
 from ..schema import Id
 from ..settings import first_difference
@@ -115,12 +116,24 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
                 recorder.say(line)
         first = None if state is None else state.get(_FIRST)
         refit_done = None if first is None else done
+        found = None
         if first is None:
-            first = _summary(fit_once(run, store, part_E, recorder=recorder, folder=folder, done=done))
+            fit = fit_once(run, store, part_E, recorder=recorder, folder=folder, done=done)
+            first, found = _summary(fit), fit.model.loss
         refit_seconds = None
         if run.training.refit and first["best_metric"] is not None:
             length, about = first["best_epoch"], {_FIRST: first}
-            again = refit(run, store, part_E, length, recorder=recorder, folder=folder, about=about, done=refit_done)
+            again = refit(
+                run,
+                store,
+                part_E,
+                length,
+                found=found,
+                recorder=recorder,
+                folder=folder,
+                about=about,
+                done=refit_done,
+            )
             refit_seconds = again.seconds
     trained = Trained(
         folder=folder,
@@ -301,16 +314,19 @@ def refit(
     part_E: np.ndarray,
     epochs: float,
     *,
+    found: Loss | None = None,
     recorder: Recorder | None = None,
     folder: Path | None = None,
     about: Mapping[str, Any] | None = None,
     done: Path | None = None,
 ) -> Fit:
-    """Train anew on training and validation events for a length chosen before, with the same schedule; from the
-    checkpoint ``done`` on."""
+    """Train anew on training and validation events for a length chosen before, with the same schedule, keeping what
+    the loss ``found`` in the fit before; from the checkpoint ``done`` on, which has that too."""
     recorder = recorder or Recorder(None, quiet=True)
     events, shown = trained_events(part_E, "train", "valid")
     loop = Loop(run, store, events, None, recorder, folder, shown=shown, about=about)
+    if found is not None:
+        loop.model.loss.keep(found)
     return loop.run_to(epochs, done=done)
 
 
