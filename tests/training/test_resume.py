@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from twotower.towers.svd_start import SvdStart
 from twotower.training import checkpoint, loop, train
 from twotower.training.interrupts import Interrupts
 from twotower.training.loop import Fit, Loop, trained_events
+from twotower.training.matmul import Matmul
 from twotower.training.recorder import Recorder
 from twotower.training.step import Model, StepReport
 
@@ -48,6 +49,14 @@ from twotower.training.step import Model, StepReport
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Power does not fail here, and waiting for the disk is most of the time of a small checkpoint."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unprobed() -> Iterator[None]:
+    """Nor is it tried out which products are fast."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "probe", lambda: Matmul(precision="highest", seconds={}, error={}))
+        yield
 
 
 # ---------------------------------------------------------------- every part
@@ -285,6 +294,15 @@ def test_seconds_are_those_of_all_stretches(run: Run, tmp_path: Path) -> None:
     assert before > 0
     trained = train(run, folder, quiet=True)
     assert trained.fit_seconds > before
+
+
+def test_products_are_made_as_before(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though another way seems the fastest now."""
+    killed(run, tmp_path / "model", 3)
+    assert checkpoint.read_state(tmp_path / "model" / "last")["products"] == "highest"
+    monkeypatch.setattr(loop, "probe", lambda: Matmul(precision="medium", seconds={}, error={}))
+    train(run, tmp_path / "model", quiet=True)
+    assert checkpoint.read_state(tmp_path / "model" / "last")["products"] == "highest"
 
 
 def test_patience_goes_on_too(data: Data, tmp_path: Path) -> None:

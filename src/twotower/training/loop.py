@@ -97,8 +97,8 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
     part_E = run.split.assign(store)
     state, wrong = checkpoint.recover(folder / LAST)
     done = None if state is None else folder / LAST
-    keep = 0 if state is None else state["recorder"]["length"]
-    with settings_of(run.training) as precision, _recorder(run.training, folder, quiet, keep) as recorder:
+    keep, products = (0, None) if state is None else (state["recorder"]["length"], state["products"])
+    with settings_of(run.training, products) as precision, _recorder(run.training, folder, quiet, keep) as recorder:
         with _writing(folder):
             save_run(run, store, folder)
         for line in (*wrong, _where_it_begins(folder, state, is_worse=bool(wrong))):
@@ -251,10 +251,14 @@ def open_or_ingest(run: Run, *, quiet: bool = False) -> Store:
 
 
 class settings_of:
-    """Threads and float32 product path of a run, restored afterwards: ``with settings_of(training) as precision``."""
+    """Threads and float32 product path of a run, restored afterwards: ``with settings_of(training) as precision``.
 
-    def __init__(self, training: Training) -> None:
-        self.training = training
+    The path is the fastest of those that are sound, unless ``products`` says which: bits depend on it, and on a busy
+    machine another one may seem the fastest.
+    """
+
+    def __init__(self, training: Training, products: str | None = None) -> None:
+        self.training, self.products = training, products
 
     def __enter__(self) -> str:
         if self.training.device != "cpu" and not torch.cuda.is_available():
@@ -264,10 +268,10 @@ class settings_of:
         self.threads = torch.get_num_threads()
         if self.training.threads is not None:
             torch.set_num_threads(self.training.threads)
-        found = probe()
-        self.matmul = matmul_precision(found.precision)
+        precision = self.products or probe().precision
+        self.matmul = matmul_precision(precision)
         self.matmul.__enter__()
-        return found.precision
+        return precision
 
     def __exit__(self, *error: Any) -> None:
         self.matmul.__exit__(*error)
@@ -600,6 +604,7 @@ class Loop:
                 "worse": self.worse,
                 "seconds": self.seconds,
                 "ended": self.ended,
+                "products": torch.get_float32_matmul_precision(),
                 "recorder": self.recorder.state(),
                 **({checkpoint.TORN: True} if torn else {}),
             }
