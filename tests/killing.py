@@ -93,13 +93,13 @@ def killed_at_random(
     *,
     span_s: float,
     kills: int,
-    moment: Callable[[], str],
+    moment: Callable[[], str | None],
 ) -> Counter[str]:
     """Run a command again and again, killing it after a time uniform over ``span_s``, until it was killed so often or
     it came to its end; at last let it end.
 
     ``span_s`` is how long it takes without a kill. Returns where the kills fell, as ``moment`` finds it in what they
-    left behind.
+    left behind; None is for a command that had come to its end, and only had to say so.
 
     Raises AssertionError where a command fails.
     """
@@ -109,7 +109,10 @@ def killed_at_random(
         if not ended.killed:
             assert ended.status == 0, ended.said
             return fell
-        fell[moment()] += 1
+        found = moment()
+        if found is None:
+            return fell
+        fell[found] += 1
     ended = commands.run(*arguments)
     assert ended.status == 0, ended.said
     return fell

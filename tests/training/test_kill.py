@@ -83,11 +83,11 @@ def whole(commands: Commands) -> Ended:
     return ended
 
 
-def moment(folder: Path) -> str:
+def moment(folder: Path) -> str | None:
     """What a kill interrupted, by what it left behind."""
     model = folder / "model"
     if (model / "train.json").exists():
-        return "after the end"
+        return None
     if not (folder / "store").exists():
         return "ingest"
     if list(model.glob("*.partial")) or ((model / "last.old").exists() and not (model / "last").exists()):

@@ -22,13 +22,13 @@ from tests.stores import make_store
 from tests.training.checkerboard import SIZE, checkerboard, run_of
 from tests.training.test_train import data as data
 from tests.training.test_train import run_on
-from twotower.config import Data, Run
+from twotower.config import Data, Run, Training, dump_run, parse_run
 from twotower.data.batches import TrainingBatches
 from twotower.data.held_out import held_out
 from twotower.data.splits import SHOWN
 from twotower.data.store import Store
 from twotower.data.thinning import UniformThinning
-from twotower.errors import ArtifactError
+from twotower.errors import ArtifactError, ConfigError
 from twotower.frequency import StreamingFrequency
 from twotower.losses import BPR, Loss, Losses, SampledSoftmax, Symmetric
 from twotower.optimisers import Adagrad, AdamW, RowwiseAdam
@@ -488,6 +488,13 @@ def test_no_room_for_a_line_of_metrics(run: Run, whole: Path, tmp_path: Path) ->
             train(run, folder, quiet=True)
     train(run, folder, quiet=True)
     assert outcome(folder) == outcome(whole)
+
+
+@pytest.mark.parametrize("every_s", [-1.0, math.nan])
+def test_times_that_are_none(every_s: float) -> None:
+    with pytest.raises(ConfigError, match=r"training.checkpoint_every_s: found .*, expected 0 or more seconds"):
+        Training(checkpoint_every_s=every_s)
+    assert parse_run(dump_run(run_of(store_of(), checkpoint_every_s=math.inf))).training.checkpoint_every_s == math.inf
 
 
 def test_batches_of_a_resumed_epoch_are_not_made_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

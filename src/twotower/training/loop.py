@@ -45,6 +45,10 @@ from .retriever import (
 )
 from .step import Model, Stepper
 
+TRAINED = "train.json"
+"""Of a training that came to its end."""
+_FIRST = "first"
+"""In the states of a refit: what the fit before it came to."""
 NOTABLY_NEW = 0.1
 """Share of held-out queries without a training event from which that is said."""
 
@@ -128,18 +132,12 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
         fit_seconds=first["seconds"],
         refit_seconds=refit_seconds,
     )
+    checkpoint.forget_previous(folder / LAST)
     with _writing(folder):
         partial = folder / f"{TRAINED}.partial"
         partial.write_text(json.dumps({**asdict(trained), "folder": str(folder)}, indent=1), encoding="utf-8")
         partial.replace(folder / TRAINED)
-    checkpoint.forget_previous(folder / LAST)
     return trained
-
-
-TRAINED = "train.json"
-"""Of a training that came to its end."""
-_FIRST = "first"
-"""In the states of a refit: what the fit before it came to."""
 
 
 def _summary(fit: Fit) -> dict[str, Any]:
