@@ -48,6 +48,10 @@ from .retriever import (
 )
 from .step import Model, Stepper
 
+TRAINED = "train.json"
+"""Of a training that came to its end."""
+_FIRST = "first"
+"""In the states of a refit: what the fit before it came to."""
 NOTABLY_NEW = 0.1
 """Share of held-out queries without a training event from which that is said."""
 
@@ -100,8 +104,8 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
     part_E = run.split.assign(store)
     state, wrong = checkpoint.recover(folder / LAST)
     done = None if state is None else folder / LAST
-    keep = 0 if state is None else state["recorder"]["length"]
-    with settings_of(run.training) as precision, _recorder(run.training, folder, quiet, keep) as recorder:
+    keep, products = (0, None) if state is None else (state["recorder"]["length"], state["products"])
+    with settings_of(run.training, products) as precision, _recorder(run.training, folder, quiet, keep) as recorder:
         with _writing(folder):
             save_run(run, store, folder)
         for line in (*wrong, _where_it_begins(folder, state, is_worse=bool(wrong))):
@@ -143,18 +147,12 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
         fit_seconds=first["seconds"],
         refit_seconds=refit_seconds,
     )
+    checkpoint.forget_previous(folder / LAST)
     with _writing(folder):
         partial = folder / f"{TRAINED}.partial"
         partial.write_text(json.dumps({**asdict(trained), "folder": str(folder)}, indent=1), encoding="utf-8")
         partial.replace(folder / TRAINED)
-    checkpoint.forget_previous(folder / LAST)
     return trained
-
-
-TRAINED = "train.json"
-"""Of a training that came to its end."""
-_FIRST = "first"
-"""In the states of a refit: what the fit before it came to."""
 
 
 def _summary(fit: Fit) -> dict[str, Any]:
@@ -266,10 +264,14 @@ def open_or_ingest(run: Run, *, quiet: bool = False) -> Store:
 
 
 class settings_of:
-    """Threads and float32 product path of a run, restored afterwards: ``with settings_of(training) as precision``."""
+    """Threads and float32 product path of a run, restored afterwards: ``with settings_of(training) as precision``.
 
-    def __init__(self, training: Training) -> None:
-        self.training = training
+    The path is the fastest of those that are sound, unless ``products`` says which: bits depend on it, and on a busy
+    machine another one may seem the fastest.
+    """
+
+    def __init__(self, training: Training, products: str | None = None) -> None:
+        self.training, self.products = training, products
 
     def __enter__(self) -> str:
         if self.training.device != "cpu" and not torch.cuda.is_available():
@@ -279,10 +281,10 @@ class settings_of:
         self.threads = torch.get_num_threads()
         if self.training.threads is not None:
             torch.set_num_threads(self.training.threads)
-        found = probe()
-        self.matmul = matmul_precision(found.precision)
+        precision = self.products or probe().precision
+        self.matmul = matmul_precision(precision)
         self.matmul.__enter__()
-        return found.precision
+        return precision
 
     def __exit__(self, *error: Any) -> None:
         self.matmul.__exit__(*error)
@@ -605,6 +607,7 @@ class Loop:
                 "worse": self.worse,
                 "seconds": self.seconds,
                 "ended": self.ended,
+                "products": torch.get_float32_matmul_precision(),
                 "recorder": self.recorder.state(),
                 **({checkpoint.TORN: True} if torn else {}),
             }
