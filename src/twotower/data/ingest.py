@@ -358,7 +358,7 @@ class Ingest:
         encoders.save(self._folder / "encoders")
         write_waiting(self._folder / WAITING, self._waiting)
         self._arrays["catalogue"] = {"item_number": self._written("item_number", self._item_numbers())}
-        if "time_us" in event:
+        if self._schema.interactions.time is not None:
             self._arrays["catalogue"]["item_seen_us"] = self._written("item_seen_us", self._items_seen(event))
         if self._query.vocabulary is not None:
             self._query.vocabulary.save(self._folder / "queries.arrow")
@@ -378,7 +378,7 @@ class Ingest:
     def _items_seen(self, event: dict[str, Any]) -> NDArray[np.int64]:
         """[M] when each item was last seen: its last event among these, or where a file lists it now the newest."""
         seen = self._items_seen_before()
-        for start in range(0, len(event["item_row"]), BLOCK_EVENTS):
+        for start in range(0, len(event.get("item_row", ())), BLOCK_EVENTS):  # a store may grow by no event
             block = slice(start, start + BLOCK_EVENTS)
             np.maximum.at(seen, event["item_row"][block], event["time_us"][block])
         if self._item.source is not None:

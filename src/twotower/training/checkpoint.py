@@ -68,6 +68,25 @@ def save(
         ) from error
 
 
+def write_state(folder: Path, state: dict[str, Any]) -> None:
+    """Replace the state of a checkpoint, in one rename; its tensors stay.
+
+    Raises ArtifactError where it is missing or damaged, or can't be written.
+    """
+    folder = _newest(folder)
+    written = {**state, "format": FORMAT, _TENSORS_CRC: _read(folder)[_TENSORS_CRC]}
+    written[_STATE_CRC] = _crc_of(written)
+    partial = folder / f"{STATE}.partial"
+    try:
+        partial.write_text(json.dumps(written, indent=1), encoding="utf-8")
+        _sync(partial)
+        partial.replace(folder / STATE)
+        _sync(folder)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ArtifactError(f"{folder / STATE}: can't be written ({error}): free some space") from error
+
+
 def load(folder: Path, modules: nn.Module, optimiser: torch.optim.Optimizer | None = None) -> dict[str, Any]:
     """Fill modules (and the dense optimiser) from a checkpoint; returns its state.
 

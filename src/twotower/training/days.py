@@ -31,6 +31,8 @@ class Day:
     """That the store had already."""
     n_held_out: int
     """Of ``n_events``, never trained on."""
+    n_trained: int
+    """Events that it trained on and no training that was kept had seen; replayed ones are not counted."""
     new_queries: int
     new_items: int
     evicted_items: int

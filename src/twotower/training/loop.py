@@ -21,7 +21,7 @@ from ..data.batches import TrainingBatches
 from ..data.held_out import PARTS, HeldOut, held_out
 from ..data.splits import SHOWN
 from ..data.store import Store
-from ..errors import ArtifactError, ConfigError
+from ..errors import ArtifactError, ConfigError, DataError
 from ..evaluation import MODEL, check_metric, metric_names
 from ..evaluation import Evaluation as EvaluationResult
 from ..evaluation import evaluate as evaluate_vectors
@@ -193,7 +193,9 @@ def _check_free(folder: Path, run: Run) -> None:
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder}: there is a file, expected a free place for the model's folder")
     is_of_a_run, has_model = (folder / RUN).exists(), (folder / BEST).exists() or (folder / f"{BEST}.old").exists()
-    if (folder / TRAINED).exists() or (has_model and not is_of_a_run):
+    if (folder / TRAINED).exists() or (
+        has_model and (not is_of_a_run or "store" in checkpoint.read_state(folder / BEST))
+    ):
         raise ArtifactError(f"{folder}: already holds a trained model: choose another folder, or delete it first")
     if is_of_a_run and not (folder / METRICS).exists():
         raise ArtifactError(
@@ -674,6 +676,11 @@ def evaluate(model: str | Path, *, split: str = "test") -> EvaluationResult:
     store, settings = retriever.store, retriever.run.update
     if store.n_updates:
         part_E, split = parts_of_arrivals(store, share=settings.valid, days=settings.valid_days), "valid"
+        if not (part_E == PARTS["valid"]).any():
+            raise DataError(
+                f"{model}: no update held anything out in the {settings.valid_days:g} days before the newest event "
+                "(update.valid, update.valid_days), so there is nothing to measure an updated model by"
+            )
     else:
         part_E = retriever.run.split.assign(store)
     return evaluate_retriever(retriever, part_E, split)

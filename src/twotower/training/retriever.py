@@ -34,6 +34,8 @@ CHUNK = 4096
 """Queries or items encoded at a time."""
 
 RUN, BEST, LAST = "run.toml", "best", "last"
+STORES = "stores"
+"""Folder in that of a model: its store, once it was updated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ after it the store knows what arrived.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
@@ -40,7 +41,7 @@ from ..data.readers import Source
 from ..data.splits import SHOWN, Parts
 from ..data.store import Store, read_manifest
 from ..data.streams import Position, Stream, follow
-from ..errors import DataError
+from ..errors import ConfigError, DataError, TwoTowerError
 from ..evaluation import MODEL
 from ..evaluation.drift import Drift, drift
 from ..evaluation.frequencies import frequency_report
@@ -50,15 +51,18 @@ from .carry import carry_over
 from .days import Day, Days, days_of
 from .loop import Fit, Loop, Start, settings_of
 from .recorder import Recorder
-from .retriever import BEST, LAST, open_model
+from .retriever import BEST, LAST, STORES, open_model
 from .step import Model
 
 _ERRORS = 2.0
 """Standard errors by which a model must be worse for that to be no chance."""
-STORES, WORK = "stores", "update"
-"""Folders in that of a model: its stores since the first, and an update on its way."""
+WORK = "update"
+"""Folder in that of a model: an update on its way."""
 _OF = "update"
 """In the states of an update on its way: which one it is."""
+_HELD_OUT = "held_out"
+"""In the state of a model that no update trained yet but that has a store of its own: which events of the first ingest
+its training was not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +164,6 @@ def update_from(
     position = state.get("positions", {}).get(source)
     arrivals = stream.since(position) if every_s is None else follow(stream, position, every_s=every_s, stop=stop)
     for arrival in arrivals:
-        if arrival.interactions is None:
-            continue
         positions = {source: arrival.position}
         yield update(
             model, interactions=arrival.interactions, set=set, name=arrival.name, positions=positions, quiet=quiet
@@ -207,6 +209,7 @@ def forget(model: str | Path, queries: Sequence[object]) -> Forgotten:
         ArtifactError: the folder holds no model, another update is going on there, or it can't be written.
     """
     with _alone(Path(model)) as folder:
+        shutil.rmtree(folder / WORK, ignore_errors=True)  # an update that was cut off remembers them, too
         return _Update(folder, (), quiet=True).forget(queries)
 
 
@@ -219,7 +222,13 @@ class _Update:
         self.settings = self.run_.update
         self.number = self.base.n_updates + 1
         self.metric = self.run_.training.metric
+        if self.metric.startswith("coverage"):
+            raise ConfigError(
+                f"training.metric: {self.metric} has no value a query, by which an update could tell chance from loss: "
+                "choose another, such as --set training.metric=recall@10"
+            )
         self.recorder = Recorder(None, quiet=quiet)
+        self._tidy(self.base)
 
     def run(
         self,
@@ -230,24 +239,14 @@ class _Update:
         positions: dict[str, Position],
     ) -> Updated:
         """From what arrived to a model that is changed over."""
-        place, evict = self._place(), self.settings.evict_idle_days
-        report = extend(
-            self.base,
-            interactions=interactions,
-            queries=queries,
-            items=items,
-            out=place,
-            overwrite=True,
-            evict_idle_days=evict,
+        report = self._grow(
+            interactions=interactions, queries=queries, items=items, evict_idle_days=self.settings.evict_idle_days
         )
-        assert report.growth is not None
         if not self.quiet:
             print(report.render())
-        if report.growth.is_nothing and queries is None and items is None:
-            shutil.rmtree(place)
+        if _files(self.store) == _files(self.base):
+            self._stay(positions)
             return Updated(folder=self.folder, day=None, report=report, drift=None, metric=self.metric)
-        self.store = Store.open(place)
-        self.changes = changes(self.base, self.store)
         with settings_of(self.run_.training):
             day, shifted, loop = self._trained(report, name)
         self._change_over(loop, self._state_after(day, positions))
@@ -255,16 +254,13 @@ class _Update:
 
     def forget(self, queries: Sequence[object]) -> Forgotten:
         """The model without some queries."""
-        place = self._place()
-        report = extend(self.base, out=place, overwrite=True, forget=queries)
+        report = self._grow(forget=queries)
         assert report.growth is not None
-        self.store = Store.open(place)
-        self.changes = changes(self.base, self.store)
         with settings_of(self.run_.training):
             part_E = np.full(self.store.n_events, PARTS["train"], np.int8)
             loop = self._loop(np.arange(self.store.n_events), part_E)
             self._fill(loop.model, loop.stepper.optimiser)
-        self._change_over(loop, {**self.state, "store": self._relative(place)})
+        self._change_over(loop, {**self.state, **self._first_held_out(), "store": self._relative(self.store)})
         assert self.run_.data is not None
         data = self.run_.data
         raw = [*data.interactions, *data.queries, *data.valid, *data.test]
@@ -274,6 +270,18 @@ class _Update:
             n_events=report.growth.forgotten_events,
             elsewhere=(data.store, *raw),
         )
+
+    def _grow(self, **arrived: Any) -> IngestReport:
+        """The new store, beside that of the model."""
+        place = self.folder / STORES / f"{self.number:06d}"
+        try:
+            report = extend(self.base, out=place, overwrite=True, **arrived)
+            self.store = Store.open(place)
+            self.changes = changes(self.base, self.store)
+        except TwoTowerError:
+            self._tidy(self.base)
+            raise
+        return report
 
     # ------------------------------------------------------------ what is trained on
 
@@ -286,13 +294,22 @@ class _Update:
         return np.asarray(fresh & _is_taken(self.store))
 
     def _held_out_at_first(self) -> NDArray[np.bool_]:
-        """Of the first store's events that are still there, in order: which the first training was not given."""
-        base, part_E = self.base, self.run_.split.assign(self.base)
-        trained = (part_E == PARTS["train"]) | ((part_E == PARTS["valid"]) & self.run_.training.refit)
+        """Of the first ingest's events that are still there, in order: which the first training was not given."""
+        base = self.base
+        if _HELD_OUT in self.state:
+            held_out = _unpacked(self.state[_HELD_OUT])
+        else:
+            part_E, refitted = self.run_.split.assign(base), self.run_.training.refit
+            held_out = ~((part_E == PARTS["train"]) | ((part_E == PARTS["valid"]) & refitted))
         stays = ~self.changes.item_M.numpy()[base.item_row]
         if base.n_queries:
             stays &= ~self.changes.query_Q.numpy()[base.query_row] | (np.asarray(base.query_row) < 0)
-        return np.asarray(~trained[stays])
+        return np.asarray(held_out[stays[np.asarray(base.arrived) == 0]], bool)
+
+    def _first_held_out(self) -> dict[str, str]:
+        """For the state of a model that has not been trained on it yet, since the split can't tell any more once events
+        went."""
+        return {} if "trained" in self.state else {_HELD_OUT: _packed(self._held_out_at_first())}
 
     def _replayed(self, n: int, old: NDArray[np.int64]) -> NDArray[np.int64]:
         """Some of the events that were trained on before, for n new ones."""
@@ -331,6 +348,7 @@ class _Update:
             n_events=len(arrived),
             n_repeats=growth.n_repeats,
             n_held_out=int((~is_trained_on[arrived]).sum()),
+            n_trained=len(news),
             new_queries=growth.new_queries,
             new_items=growth.new_items,
             evicted_items=growth.evicted_items,
@@ -393,8 +411,7 @@ class _Update:
 
     def _signature(self) -> int:
         """Of what the update trains on, and how: what a training that was cut off goes on with must be the same."""
-        files = read_manifest(self.store.path)["files"]
-        return zlib.crc32((json.dumps(files, sort_keys=True) + dump_run(self.run_)).encode())
+        return zlib.crc32((json.dumps(_files(self.store), sort_keys=True) + dump_run(self.run_)).encode())
 
     # ------------------------------------------------------------ measuring
 
@@ -426,32 +443,57 @@ class _Update:
 
     # ------------------------------------------------------------ the end
 
-    def _place(self) -> Path:
-        """Of the new store."""
-        place = self.folder / STORES / f"{self.number:06d}"
-        place.parent.mkdir(exist_ok=True)
-        return place
-
-    def _relative(self, path: Path) -> str:
-        return os.path.relpath(path, self.folder)
+    def _relative(self, store: Store) -> str:
+        return os.path.relpath(store.path, self.folder)
 
     def _state_after(self, day: Day, positions: dict[str, Position]) -> dict[str, Any]:
         return {
-            "store": self._relative(self.store.path),
+            "store": self._relative(self.store),
             "step": self.state["step"] + day.steps,
-            "trained": self.number if day.kept else self.state.get("trained", 0),
-            "positions": {**self.state.get("positions", {}), **positions},
+            **({"trained": self.number} if day.kept else self._trained_before()),
+            "positions": self._positions_after(positions),
             "days": [*self.state.get("days", []), asdict(day)],
         }
+
+    def _trained_before(self) -> dict[str, Any]:
+        """The newest update whose model stayed; before there is one, what the first training was not given."""
+        return {"trained": self.state["trained"]} if "trained" in self.state else self._first_held_out()
+
+    def _positions_after(self, positions: dict[str, Position]) -> dict[str, Position]:
+        return {**self.state.get("positions", {}), **positions}
 
     def _change_over(self, loop: Loop, state: dict[str, Any]) -> None:
         """Let the model and its store take the place of yesterday's, and remove what nobody needs any more."""
         checkpoint.save(self.folder / BEST, loop.model, loop.stepper.optimiser, state)
-        for leftover in (self.folder / LAST, self.folder / f"{LAST}.old", self.folder / WORK):
-            shutil.rmtree(leftover, ignore_errors=True)
-        for store in (self.folder / STORES).iterdir():
-            if store != self.store.path:
-                shutil.rmtree(store, ignore_errors=True)
+        self.state = state
+        shutil.rmtree(self.folder / WORK, ignore_errors=True)
+        self._tidy(self.store)
+
+    def _stay(self, positions: dict[str, Position]) -> None:
+        """Leave the model as it is, and remember where its sources go on."""
+        shutil.rmtree(self.folder / WORK, ignore_errors=True)
+        self._tidy(self.base)
+        after = self._positions_after(positions)
+        if after != self.state.get("positions", {}):
+            checkpoint.write_state(self.folder / BEST, {**self.state, "positions": after})
+
+    def _tidy(self, store: Store) -> None:
+        """Remove what does not belong to the model and its store: what was before them, and what an update left that
+        was cut off, save for what goes on with its training."""
+        stores, leftovers = self.folder / STORES, [self.folder / f"{BEST}.partial"]
+        if (self.folder / BEST).exists():
+            leftovers += [self.folder / f"{BEST}.old"]
+        if "store" in self.state:  # the first training is over for good
+            leftovers += [self.folder / f"{LAST}{end}" for end in ("", ".old", ".partial")]
+        if stores.exists():
+            leftovers += [path for path in stores.iterdir() if path.resolve() != store.path.resolve()]
+        for path in leftovers:
+            if path.is_file():
+                path.unlink()
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+        if stores.exists() and not any(stores.iterdir()):
+            stores.rmdir()
 
 
 @contextmanager
@@ -478,7 +520,22 @@ def is_below(value_Q: Tensor, other_Q: Tensor) -> bool:
 
 
 def _mean(value_Q: Tensor | None) -> float | None:
-    return None if value_Q is None else float(value_Q.nanmean())
+    return None if value_Q is None or bool(value_Q.isnan().all()) else float(value_Q.nanmean())
+
+
+def _files(store: Store) -> dict[str, Any]:
+    """Size and checksum by name."""
+    return dict(read_manifest(store.path)["files"])
+
+
+def _packed(true: NDArray[np.bool_]) -> str:
+    """Truth values as text, short where they come in stretches."""
+    return f"{len(true)}:{base64.b85encode(zlib.compress(np.packbits(true).tobytes())).decode()}"
+
+
+def _unpacked(text: str) -> NDArray[np.bool_]:
+    n, _, bits = text.partition(":")
+    return np.unpackbits(np.frombuffer(zlib.decompress(base64.b85decode(bits)), np.uint8), count=int(n)).astype(bool)
 
 
 def _is_taken(store: Store) -> NDArray[np.bool_]:
