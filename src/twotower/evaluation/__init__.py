@@ -11,7 +11,7 @@ from .calibration import (
 )
 from .compare import PairedDifference, paired_difference
 from .evaluate import evaluate
-from .metrics import METRICS
+from .metrics import METRICS, WEIGHTED_METRICS
 from .ranks import Positions, Ranks
 from .report import MODEL, BatchRecall, Evaluation, SliceSize, check_metric, metric_names
 from .slices import SLICES, Slices
@@ -21,6 +21,7 @@ __all__ = [
     "METRICS",
     "MODEL",
     "SLICES",
+    "WEIGHTED_METRICS",
     "BatchRecall",
     "Evaluation",
     "PairedDifference",

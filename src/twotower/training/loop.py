@@ -76,7 +76,7 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
     checkpoints usable. Raises ConfigError, DataError or ArtifactError for what can't be trained on.
     """
     folder = Path(out)
-    check_metric_of(run.training)
+    check_metric_of(run.training, weighted=run.schema.interactions.weight is not None)
     _check_free(folder)
     store = open_or_ingest(run, quiet=quiet)
     part_E = run.split.assign(store)
@@ -108,10 +108,10 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
     return trained
 
 
-def check_metric_of(training: Training) -> None:
-    """Raise ConfigError where ``training.metric`` is none that validation reports."""
+def check_metric_of(training: Training, *, weighted: bool) -> None:
+    """Raise ConfigError where ``training.metric`` is none that validation reports, with or without weights of events."""
     try:
-        check_metric(training.metric, metric_names([_k_of(training.metric)]))
+        check_metric(training.metric, metric_names([_k_of(training.metric)], weighted=weighted))
     except ConfigError as error:
         raise ConfigError(f"training.metric: {error}") from error
 
@@ -206,12 +206,17 @@ class settings_of:
 
 
 def fit_once(
-    run: Run, store: Store, part_E: np.ndarray, *, recorder: Recorder | None = None, folder: Path | None = None
+    run: Run,
+    store: Store,
+    part_E: np.ndarray,
+    *,
+    questions: HeldOut | None = None,
+    recorder: Recorder | None = None,
+    folder: Path | None = None,
 ) -> Fit:
-    """Train on the training part, validating on the valid part where there is one."""
-    questions = (
-        held_out(store, part_E, "valid", filter_seen=run.evaluation.filter_seen) if (part_E == 1).any() else None
-    )
+    """Train on the training part, validating by ``questions``; without them by the valid part where there is one."""
+    if questions is None and (part_E == PARTS["valid"]).any():
+        questions = held_out(store, part_E, "valid", filter_seen=run.evaluation.filter_seen)
     recorder = recorder or Recorder(None, quiet=True)
     events, shown = trained_events(part_E, "train")
     return Loop(run, store, events, questions, recorder, folder, shown=shown).run_to(run.training.epochs)
@@ -284,7 +289,7 @@ class Loop:
         torch.manual_seed(training.seed)
         self.model = Model(run, store, self.batches.facts()).to(training.device)
         self.stepper = Stepper(self.model, training)
-        check_metric_of(training)
+        check_metric_of(training, weighted=questions is None or questions.truth.weight is not None)
         self.scheduled_steps = max(round(training.epochs * self.batches.steps_per_epoch), 1)
         _check_idle(run, self.scheduled_steps)
         self.every = max(round(training.validate_every * self.batches.steps_per_epoch), 1)
