@@ -109,7 +109,7 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
 
 
 def check_metric_of(training: Training, *, weighted: bool) -> None:
-    """Raise ConfigError where ``training.metric`` is none that validation reports, with or without weights of events."""
+    """Raise ConfigError where ``training.metric`` is none that validation reports; ``weighted``: where events are."""
     try:
         check_metric(training.metric, metric_names([_k_of(training.metric)], weighted=weighted))
     except ConfigError as error:
