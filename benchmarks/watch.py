@@ -10,7 +10,7 @@ Every arm has the same tower, negatives, budget and trials, and its own store, w
     all time@k the same share of the time of all users together, so that who watches long counts more
     clicks@k   recall of what was clicked, mean over users
 
-Nothing is asked or listed that the user was shown before. ``--search`` fits each arm with every trial of
+What a user was shown before (for clicks@k: clicked on) is neither asked for nor listed. ``--search`` fits each arm with every trial of
 settings/watch/kuairand.toml; what has the best time@50 on the validation day is committed beside it, with its epochs.
 """
 
@@ -50,27 +50,15 @@ CLICKED = replace(SHOWN, taken="is_click")
 SHARE = Reward(column="play_time_ms", per="duration_ms", zero_below=0.1)
 MINUTE = Reward(column="play_time_ms", one_from=60_000)
 
-
-@dataclass(frozen=True)
-class Arm:
-    """What is learnt from."""
-
-    labels: Interactions
-    set: tuple[str, ...] = ()
-    """What else differs from the common run."""
-
-
 ARMS = {
-    "clicks": Arm(CLICKED),
-    "watched": Arm(replace(SHOWN, weight=SHARE)),
-    "clicks-watched": Arm(replace(CLICKED, weight=SHARE)),
-    "clicks-minute": Arm(replace(CLICKED, weight=MINUTE)),
-    "exposed": Arm(CLICKED, ("negatives={kind='Mixture', parts=[{kind='InBatch'}, {kind='Impressions', n=2}]}",)),
+    "clicks": CLICKED,
+    "watched": replace(SHOWN, weight=SHARE),
+    "clicks-watched": replace(CLICKED, weight=SHARE),
+    "clicks-minute": replace(CLICKED, weight=MINUTE),
 }
-"""One weight of all clicks; of all impressions the share that was watched; that share of clicks; up to a minute of it;
-clicks, beside what was shown and not clicked as two more negatives."""
+"""All clicks alike; impressions by the share that was watched; clicks by that share; clicks by time, up to a minute."""
 
-ASKED = {"time": Arm(replace(SHOWN, weight="play_time_ms")), "clicks": Arm(CLICKED)}
+ASKED = {"time": replace(SHOWN, weight="play_time_ms"), "clicks": CLICKED}
 """The stores that questions come from."""
 
 PAIRED = (
@@ -78,7 +66,6 @@ PAIRED = (
     ("clicks-watched", "clicks"),
     ("clicks-watched", "watched"),
     ("clicks-minute", "clicks"),
-    ("exposed", "clicks"),
 )
 COMPARED = ("time@50", "all time@50", "clicks@50")
 """What arms are compared by query by query."""
@@ -103,13 +90,13 @@ def main() -> None:
 # ---------------------------------------------------------------- runs and questions
 
 
-def run_of(arm: Arm, name: str, work: Path) -> Run:
-    """The common run with what differs in an arm, its store under ``work``."""
-    run = committed_run(NAME, work, [*WATCH.comparison(NAME)["set"], *arm.set])
+def run_of(labels: Interactions, name: str, work: Path) -> Run:
+    """The common run with these labels, its store under ``work``."""
+    run = committed_run(NAME, work, WATCH.comparison(NAME)["set"])
     assert run.data is not None
     return replace(
         run,
-        schema=replace(run.schema, interactions=arm.labels),
+        schema=replace(run.schema, interactions=labels),
         data=replace(run.data, store=str(work / f"{name}.store")),
     )
 
@@ -117,8 +104,8 @@ def run_of(arm: Arm, name: str, work: Path) -> Run:
 def questions_of(part: str, work: Path) -> dict[str, HeldOut]:
     """What every arm is asked about the day of a part."""
     questions = {}
-    for name, arm in ASKED.items():
-        run = run_of(arm, f"asked-{name}", work)
+    for name, labels in ASKED.items():
+        run = run_of(labels, f"asked-{name}", work)
         store = open_or_ingest(run, quiet=True)
         questions[name] = held_out(store, run.split.assign(store), part)
     return questions
