@@ -79,6 +79,6 @@ def test_the_page_tells_what_was_measured() -> None:
     page = (SETTINGS.parents[1] / "docs" / "watch-time.md").read_text(encoding="utf-8")
     for row in (*ARMS, "popularity"):
         (line,) = [line for line in page.splitlines() if line.startswith(f"| `{row}` |") and line.count("|") > 4]
-        cells = [cell.strip(" *").split(" ± ")[0] for cell in line.split("|")[3:-1]]
+        cells = [cell.split(" ± ")[0].strip(" *") for cell in line.split("|")[3:-1]]
         expected = kept["metrics"][row]
         assert cells == [f"{value:.4f}".removeprefix("0") for value in expected.values()]
