@@ -49,6 +49,7 @@ class RandomOrder:
             self.candidates_Q[owner_T],
             n_queries=len(self.candidates_Q),
             depth=depth,
+            weight_T=truth.weight,
         )
 
     def popularity_Q(self) -> Tensor:

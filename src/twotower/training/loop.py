@@ -98,7 +98,7 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
     same threads. Raises ConfigError, DataError or ArtifactError for what can't be trained on.
     """
     folder = Path(out)
-    check_metric_of(run.training)
+    check_metric_of(run.training, weighted=run.schema.interactions.weight is not None)
     _check_free(folder, run)
     store = open_or_ingest(run, quiet=quiet)
     part_E = run.split.assign(store)
@@ -180,10 +180,10 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def check_metric_of(training: Training) -> None:
-    """Raise ConfigError where ``training.metric`` is none that validation reports."""
+def check_metric_of(training: Training, *, weighted: bool) -> None:
+    """Raise ConfigError where ``training.metric`` is none that validation reports; ``weighted``: where events are."""
     try:
-        check_metric(training.metric, metric_names([_k_of(training.metric)]))
+        check_metric(training.metric, metric_names([_k_of(training.metric)], weighted=weighted))
     except ConfigError as error:
         raise ConfigError(f"training.metric: {error}") from error
 
@@ -298,14 +298,15 @@ def fit_once(
     store: Store,
     part_E: np.ndarray,
     *,
+    questions: HeldOut | None = None,
     recorder: Recorder | None = None,
     folder: Path | None = None,
     done: Path | None = None,
 ) -> Fit:
-    """Train on the training part, validating on the valid part where there is one; from the checkpoint ``done`` on."""
-    questions = (
-        held_out(store, part_E, "valid", filter_seen=run.evaluation.filter_seen) if (part_E == 1).any() else None
-    )
+    """Train on the training part, validating by ``questions``; without them by the valid part where there is one. From
+    the checkpoint ``done`` on."""
+    if questions is None and (part_E == PARTS["valid"]).any():
+        questions = held_out(store, part_E, "valid", filter_seen=run.evaluation.filter_seen)
     recorder = recorder or Recorder(None, quiet=True)
     events, shown = trained_events(part_E, "train")
     loop = Loop(run, store, events, questions, recorder, folder, shown=shown)
@@ -421,7 +422,7 @@ class Loop:
         torch.manual_seed(training.seed)
         self.model = Model(run, store, self.batches.facts()).to(training.device)
         self.stepper = Stepper(self.model, training)
-        check_metric_of(training)
+        check_metric_of(training, weighted=questions is None or questions.truth.weight is not None)
         self.scheduled_steps = max(round(training.epochs * self.batches.steps_per_epoch), 1)
         self.start, self.about = start, dict(about or {})
         self.step = self.first_step = 0 if start is None else start.step
