@@ -4,9 +4,10 @@ A *comparison* is a kind (losses, negatives) and a data set. Its arms and the ra
 ``[tune]`` in settings/KIND/NAME.toml. ``--search`` draws the same number of settings for each arm, trains each for
 ``search_share`` of the arm's epochs and measures it on validation data; what is best there is committed in
 settings/KIND/NAME.chosen.toml, with ``choose_epochs`` the epoch of its best validation too. Without it the committed
-settings are fitted with every seed, on train and validation together, and measured once on the test part; ``--keep``
-writes each fit's result to a folder, and reads it there when the same settings are asked for again, so that hours of
-fits can be done in parts.
+settings are fitted with every seed, on train and validation together, and measured once on the test part; a loss that
+finds its temperature is fitted on train alone before, as its refit keeps what was found there. ``--keep`` writes each
+fit's result to a folder, and reads it there when the same settings are asked for again, so that hours of fits can be
+done in parts.
 
 ``ARM-longer`` is an arm with the epochs, and what else differs, under ``[longer]``: what it reaches beyond the common
 budget.
@@ -36,9 +37,11 @@ from benchmarks.data import SETTINGS, committed_run
 from benchmarks.harness import report, resident_high_water
 from twotower.config import Run, dump_run, parse_run, vary
 from twotower.data.splits import GivenSplit
+from twotower.data.store import Store
 from twotower.errors import TwoTowerError
 from twotower.evaluation import paired_difference
-from twotower.training.loop import evaluate_retriever, open_or_ingest, refit, settings_of
+from twotower.losses import AdapTau, Loss
+from twotower.training.loop import evaluate_retriever, fit_once, open_or_ingest, refit, settings_of
 from twotower.training.retriever import Retriever
 from twotower.training.tune import tune
 
@@ -150,11 +153,19 @@ def _as_written_now(settings: str) -> str | None:
         return None
 
 
+def _found(run: Run, store: Store, part_E: np.ndarray) -> Loss | None:
+    """For a refit that keeps what its loss found in a first fit: the loss of that fit, which is measured once."""
+    if not isinstance(run.loss, AdapTau):
+        return None
+    run = replace(run, training=replace(run.training, validate_every=run.training.epochs))
+    return fit_once(run, store, part_E).model.loss
+
+
 def _measured(kind: Kind, name: str, run: Run) -> Result:
     store = open_or_ingest(run, quiet=True)
     part_E = run.split.assign(store)
     with settings_of(run.training):
-        fit = refit(run, store, part_E, run.training.epochs)
+        fit = refit(run, store, part_E, run.training.epochs, found=_found(run, store, part_E))
         retriever = Retriever(run, store, fit.model.towers)
         measured = evaluate_retriever(retriever, part_E, "test", baselines=False)
     found = {**measured.rows["model"], **(measured.batch_recall.rows["model"] if measured.batch_recall else {})}
@@ -179,7 +190,7 @@ def search(kind: Kind, name: str, folder: Path, only: str, overrides: Sequence[s
     folder.mkdir(parents=True, exist_ok=True)
     base = run_of(kind, name, folder.resolve(), overrides)
     assert base.tune is not None
-    for arm in _named(list(base.tune.arms), only):
+    for arm in named(list(base.tune.arms), only):
         declared = replace(base.tune, arms={arm: base.tune.arms[arm]})
         training = replace(base.training, epochs=share * epochs_of(kind, name, arm, base))
         found = tune(replace(base, training=training, tune=declared), folder / arm)
@@ -188,10 +199,11 @@ def search(kind: Kind, name: str, folder: Path, only: str, overrides: Sequence[s
         if trials:
             best = max(trials, key=lambda trial: trial.outcome.value or 0.0)
             epochs = {"training.epochs": mean(best.outcome.epochs)} if comparison.get("choose_epochs") else {}
-            _write_chosen(kind, name, base.tune.trials, {arm: {**best.settings, **epochs}})
+            write_chosen(kind, name, base.tune.trials, {arm: {**best.settings, **epochs}})
 
 
-def _write_chosen(kind: Kind, name: str, trials: int, best: dict[str, dict[str, object]]) -> None:
+def write_chosen(kind: Kind, name: str, trials: int, best: dict[str, dict[str, object]]) -> None:
+    """Write the best settings of some arms to the committed file, where those of the others stay."""
     text = "".join(
         f'["{arm}"]\n' + "".join(f'"{setting}" = {_short(value)}\n' for setting, value in settings.items()) + "\n"
         for arm, settings in sorted({**kind.chosen(name), **best}.items())
@@ -210,12 +222,13 @@ def measure(
     """Every arm with every seed, one process a fit, so that its memory is its own."""
     started = time.perf_counter()
     console = Console(width=180, highlight=False)
+    first = kind.metrics[name][0]
     found: dict[str, list[Result]] = {}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         base = run_of(kind, name, work, overrides)
         assert base.tune is not None
-        arms = _named([*base.tune.arms, *(of + LONGER for of in kind.comparison(name).get("longer", {}))], only)
+        arms = named([*base.tune.arms, *(of + LONGER for of in kind.comparison(name).get("longer", {}))], only)
         runs = {arm: arm_run(kind, name, arm, base, 0) for arm in arms}
         for run in runs.values():  # stores are made before the fits that share them
             open_or_ingest(run, quiet=True)
@@ -226,15 +239,14 @@ def measure(
                 found.setdefault(arm, []).append(future.result())
                 if len(found[arm]) == seeds:
                     console.print(
-                        f"{arm}: {_cell(found[arm], kind.metrics[name][0])} ({time.perf_counter() - started:.0f} s)"
+                        f"{arm}: {cell([r.metric[first] for r in found[arm]])} ({time.perf_counter() - started:.0f} s)"
                     )
     epoch_s = {arm: mean(r.seconds for r in found[arm]) / run.training.epochs for arm, run in runs.items()}
     console.print(_table(kind, name, found, epoch_s))
-    first = kind.metrics[name][0]
-    differences = _differences(kind.paired.get(name, ()), found)
+    first_Q = {arm: [result.first_Q or [] for result in results] for arm, results in found.items()}
+    differences = differences_of(kind.paired.get(name, ()), first_Q)
     for pair, difference in differences.items():
-        low, high = difference["low"], difference["high"]
-        console.print(f"{first}, {pair}: {difference['mean']:+.4f} (95%: {low:+.4f} to {high:+.4f})")
+        console.print(f"{first}, {pair}: {in_words(difference)}")
     metrics: dict[str, object] = {arm: mean(r.metric[first] for r in results) for arm, results in found.items()}
     metrics["all"] = {
         arm: {metric: mean(r.metric[metric] for r in results) for metric in kind.metrics[name]}
@@ -256,12 +268,14 @@ def measure(
     )
 
 
-def _differences(pairs: tuple[tuple[str, str], ...], found: dict[str, list[Result]]) -> dict[str, dict[str, float]]:
-    """Of the first metric between arms, meaned over seeds query by query: mean and 95% interval over queries."""
+def differences_of(
+    pairs: Sequence[tuple[str, str]], value_Q: Mapping[str, list[list[float]]]
+) -> dict[str, dict[str, float]]:
+    """Between arms of a metric (arm -> seed -> query), meaned over seeds query by query: mean and 95% interval."""
     differences = {}
     for a, b in pairs:
-        if a in found and b in found:
-            mean_Q = [torch.tensor([result.first_Q for result in found[arm]]).mean(0) for arm in (a, b)]
+        if a in value_Q and b in value_Q:
+            mean_Q = [torch.tensor(value_Q[arm], dtype=torch.float64).mean(0) for arm in (a, b)]
             measured = paired_difference(*mean_Q)
             half = 1.96 * measured.standard_error
             differences[f"{a} - {b}"] = {
@@ -272,7 +286,12 @@ def _differences(pairs: tuple[tuple[str, str], ...], found: dict[str, list[Resul
     return differences
 
 
-def _named(arms: list[str], only: str) -> list[str]:
+def in_words(difference: Mapping[str, float]) -> str:
+    """A difference and its interval."""
+    return f"{difference['mean']:+.4f} (95%: {difference['low']:+.4f} to {difference['high']:+.4f})"
+
+
+def named(arms: list[str], only: str) -> list[str]:
     """Arms whose name holds the text."""
     found = [arm for arm in arms if only in arm]
     if not found:
@@ -280,8 +299,8 @@ def _named(arms: list[str], only: str) -> list[str]:
     return found
 
 
-def _cell(results: list[Result], metric: str) -> str:
-    values = [r.metric[metric] for r in results]
+def cell(values: Sequence[float]) -> str:
+    """Mean and deviation over seeds."""
     return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
@@ -290,7 +309,7 @@ def _table(kind: Kind, name: str, found: dict[str, list[Result]], epoch_s: dict[
         "arm", *kind.metrics[name], "fit s", "s/epoch", "MB", title=f"{name}, test, mean ± deviation over seeds"
     )
     for arm, results in found.items():
-        cells = [_cell(results, metric) for metric in kind.metrics[name]]
+        cells = [cell([r.metric[metric] for r in results]) for metric in kind.metrics[name]]
         seconds, memory = mean(r.seconds for r in results), max(r.memory_mb for r in results)
         table.add_row(arm, *cells, f"{seconds:.0f}", f"{epoch_s[arm]:.2f}", f"{memory:,.0f}")
     return table

@@ -2,7 +2,7 @@
 
 lastfm     as split by LightGCN and used for the ladder of DENS: every line is a positive (user, artist, plays)
 ml-100k    IRGAN's split: a positive is a rating of 4 or 5; ratings below that are left out
-kuairand   no split: impressions with what was clicked, users with what they had watched before, videos
+kuairand   no split: impressions with clicks and times watched, users with what they had watched before, videos
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def write_ml_100k(source: Path, out: Path) -> None:
 def write_kuairand(source: Path, out: Path) -> None:
     """impressions.parquet; users.parquet with ``watched``, up to 50 videos from before; videos.parquet."""
     impressions = pq.read_table(
-        source / "impressions_2022-04-25_30.parquet", columns=["user_id", "video_id", "time_ms", "is_click"]
+        source / "impressions_2022-04-25_30.parquet",
+        columns=["user_id", "video_id", "time_ms", "is_click", "play_time_ms", "duration_ms"],
     )
     _write(impressions, out / "impressions.parquet")
     users = csv.read_csv(source / "user_features_pure.csv")

@@ -43,6 +43,7 @@ def make_store(
             query="user" if has_query else None,
             item="item",
             time=None if time_us is None else "time",
+            weight=None if weight is None else "weight",
             taken=None if taken is None else "taken",
             query_is_item=query_item_row is not None,
         ),

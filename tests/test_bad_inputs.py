@@ -343,6 +343,9 @@ SETTINGS_CASES = {
         "'recal@5' is not reported, expected one of recall@5, ndcg@5",
         "did you mean recall@5?",
     ),
+    "a metric of weights that no event has": setting(
+        "training.metric=weighted_recall@5", "training.metric: ", "'weighted_recall@5' is not reported, expected one of"
+    ),
     "a metric of no length": setting(
         "training.metric=recall",
         "run.toml: training.metric: found 'recall', expected a metric at a number of items",

@@ -419,12 +419,33 @@ def test_for_a_new_item_the_wait_begins_when_it_comes() -> None:
         old.observe(torch.tensor([0]))
     assert gap(old, 1) == pytest.approx(5001.0)  # it was there all the time: 1 of 1 to come, n_1 = 0, t = 5001
     new = grown(old, [0, 1, 2], changed=[2])
-    assert gap(new, 1) == pytest.approx(2 * 5001.0)  # 2 to come
+    assert gap(new, 1) == pytest.approx(5001.0)
+    assert gap(new, 2) == pytest.approx(100.0)  # the initial gap, and at most 100 times its wait of 1
     for _ in range(299):
         new.observe(torch.tensor([0]))
-    assert gap(new, 2) == pytest.approx(2 * 5300.0)  # Good and Turing: below 100 times its wait of 300
+    assert gap(new, 1) == pytest.approx(5300.0)
+    assert gap(new, 2) == pytest.approx(2 * 300.0)  # 2 to come, n_1 = 0, t = 300
     new.observe(torch.tensor([0, 2]))
     assert gap(new, 2) == pytest.approx(300.0)  # its first gap
+    assert new.once_H.tolist() == [1, 1]
+
+
+def test_what_came_once_is_counted_from_the_day_the_last_new_items_came() -> None:
+    old = StreamingFrequency(buckets=2**16)
+    old.setup(facts([1, 1, 1]))
+    old.observe(torch.tensor([0, 1]))
+    assert old.once_H.tolist() == [2, 2]
+    new = grown(old, [0, 1, 2, 3], changed=[3])
+    assert new.once_H.tolist() == [0, 0]
+    new.observe(torch.tensor([0]))  # its second time, but the first was before
+    assert new.once_H.tolist() == [0, 0]
+    new.observe(torch.tensor([2, 3]))
+    assert new.once_H.tolist() == [2, 2]
+    new.observe(torch.tensor([2]))
+    assert new.once_H.tolist() == [1, 1]
+    same = grown(new, [0, 1, 2, 3], changed=[])
+    assert same.once_H.tolist() == [1, 1]
+    assert int(same.began) == 1
 
 
 def test_items_that_went_are_no_longer_to_come() -> None:

@@ -103,14 +103,16 @@ def ingest(run: Path, /, *, overrides: Overrides = (), overwrite: bool = False, 
 
 @app.command(sort_key=4)
 def train(run: Path, /, *, out: Path, overrides: Overrides = ()) -> None:
-    """Train the towers of a run; reads its files into the store first where there is none.
+    """Train the towers of a run; reads its files into the store first where there is none. The same command goes on
+    with a training that was cut off.
 
     Parameters
     ----------
     run
         The run, a TOML file.
     out
-        Folder for the model, its settings and its metrics; Ctrl-C leaves a model there that can be used.
+        Folder for the model, its settings and its metrics; Ctrl-C leaves a model there that can be used, and trained
+        on.
     overrides
         A setting to change, such as loss.temperature=0.1; as often as you like.
     """

@@ -111,7 +111,8 @@ class Training:
     """Validations without a better ``metric`` after which training stops."""
     metric: str = "recall@100"
     refit: bool = False
-    """After the best number of epochs is known, train again on training and validation events."""
+    """After the best number of epochs is known, train again on training and validation events, with the temperature
+    that an ``AdapTau`` loss had found."""
     tensorboard: bool = False
     checkpoint_every_s: float = 600.0
     """Wall time after which the state is saved, so that what is cut off goes on from there; 0 after each step."""

@@ -51,7 +51,8 @@ class ExactFrequency(Frequency):
 
     An item without training event is in no batch: its presence is 0 and its log -inf, not a small number. That is safe
     as a count in a mixture (``logaddexp``), and such an item is never offered by the batch. The same holds for every
-    item when B is 1.
+    item when B is 1. What is counted is what is trained on, so an item that was not live then (``schema.life``) has no
+    presence, whatever it had before.
 
     Raises ConfigError where an item is counted in more queries than there are.
     """
@@ -132,9 +133,10 @@ class StreamingFrequency(Frequency):
     When the store grows (``carry``) the tables go on as they are. What changes is who is waited for:
 
         M and n_0 count the items that are there now: those that went are no longer to come
-        for a new item the wait began when it came, not with the stream: t is its age in batches in both bounds above
-            (least and most), and in its first gap
-        n_1 / t stays that of the whole stream, items that went included: how often anything came for the first time
+        for a new item the wait began when it came, not with the stream: t in its bounds (least and most) and in its
+            first gap is its age in batches
+        n_1 / t is counted from the day the last new items came: Good and Turing hold for any set of items, here those
+            that had not come by then, and what is new comes at a rate of its own
 
     Buckets of items that went are not cleared, for others may share them: a later item that falls into all of those of
     one that went inherits what is left of its gap, until its own touches have replaced that.
@@ -166,8 +168,10 @@ class StreamingFrequency(Frequency):
     """Batches observed."""
     touched_H: Tensor = field(init=False)
     """[hashes] items whose bucket was ever touched; those that collided since the store last grew are taken for one."""
+    began: Tensor = field(init=False)
+    """Batches observed before the last new items came."""
     once_H: Tensor = field(init=False)
-    """[hashes] buckets touched by one batch."""
+    """[hashes] buckets touched by one batch, after those."""
     number_M: Tensor = field(init=False)
     """[M] what is hashed of each item; empty: its row."""
     n_items: int = field(init=False)
@@ -185,7 +189,8 @@ class StreamingFrequency(Frequency):
         self.register_buffer("last_HB", torch.zeros(shape, dtype=torch.int64, device=device))
         self.register_buffer("gap_HB", torch.full(shape, float(self.initial_gap), device=device))
         self.register_buffer("touches_HB", torch.zeros(shape, dtype=torch.int32, device=device))
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device))
+        for name in ("step", "began"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=device))
         for name in ("touched_H", "once_H"):
             self.register_buffer(name, torch.zeros(self.hashes, dtype=torch.int64, device=device))
         # Follows from the data, so it is not saved.
@@ -200,7 +205,10 @@ class StreamingFrequency(Frequency):
         is_there_M = self.number_M >= 0 if len(self.number_M) else torch.ones_like(row_M, dtype=torch.bool)
         touches, last = self.touches_HB.view(-1), self.last_HB.view(-1)
         place = self._place(row_M[is_there_M & changes.item_M.to(row_M.device)])
-        last[place[touches[place] == 0]] = self.step
+        if place.numel():
+            last[place[touches[place] == 0]] = self.step
+            self.began.copy_(self.step)
+            self.once_H.zero_()
         self.touched_H.copy_((touches[self._place(row_M[is_there_M])] > 0).sum(1))
 
     def epochs_ahead(self) -> float:
@@ -216,12 +224,12 @@ class StreamingFrequency(Frequency):
 
     def _unseen_gap(self, waited: Tensor) -> Tensor:
         """[hashes, ...] gap of a bucket never touched, by how long it was waited for [hashes, ...]."""
-        now, waited = (self.step + 1).to(self.gap_HB.dtype), waited.to(self.gap_HB.dtype)
+        t, waited = (self.step + 1 - self.began).to(self.gap_HB.dtype), waited.to(self.gap_HB.dtype)
         least = waited.clamp(min=self.initial_gap)
         if not self.warm_up:
             return least
         to_come_H = (self.n_items - self.touched_H).clamp(min=1)
-        by_turing = (to_come_H * now / (self.once_H + 1)).view(-1, *(1 for _ in waited.shape[1:]))
+        by_turing = (to_come_H * t / (self.once_H + 1)).view(-1, *(1 for _ in waited.shape[1:]))
         return torch.maximum(least, torch.minimum(by_turing, _MOST_UNSEEN * waited))
 
     @torch.no_grad()
@@ -232,7 +240,9 @@ class StreamingFrequency(Frequency):
         self.step += 1
         touch = touches[place] + 1
         share = (1 / (touch - 1).clamp(min=1)).clamp(min=self.alpha) if self.warm_up else self.alpha
-        first_H, second_H = (self._per_hash(place[touch == number]) for number in (1, 2))
+        first_H, second_H = (
+            self._per_hash(place[touched]) for touched in (touch == 1, (touch == 2) & (last[place] > self.began))
+        )
         self.touched_H += first_H
         self.once_H += first_H - second_H
         mean_gap[place] = (1 - share) * mean_gap[place] + share * (self.step - last[place])

@@ -74,7 +74,7 @@ class Facts:
 
     def of_live(self, value_M: Tensor, other: float = 0) -> Tensor:
         """[M] the same values, and another one for items that may not be drawn."""
-        return value_M.where(self.live_M.to(value_M.device), other) if len(self.live_M) else value_M
+        return value_M.masked_fill(~self.live_M.to(value_M.device), other) if len(self.live_M) else value_M
 
     @property
     def item_share_M(self) -> Tensor:

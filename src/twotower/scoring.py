@@ -5,6 +5,13 @@ what a loss sees of some rows: similarities, and reductions (log-sum-exp, sum, m
 exclusions. ``run`` evaluates a loss tile by tile: rows of whole queries at a time, the gradient formed in the forward
 pass, so that no ``B x N`` matrix is ever held.
 
+Where items come and go, a candidate that is not live at its line's time is excluded too, whichever sampler it came
+from. That needs no other counts: c_j is what the sampler offers of item j on average, and whether (line, j) is excluded
+depends on no draw. So sum_j w_j / c_j e^{s_j} over what is left has the mean sum_j e^{s_j} over all items that are live
+at that time and not known, if the sampler can draw each of them; and laws draw from all that is live at some moment of
+the period that is trained on. With correction ``negatives`` the gradient then goes to that of the full softmax over the
+items that are live at that time, as candidates grow.
+
 ``tile=None`` is the *direct* form, plain autograd over one tile: the oracle's twin.
 """
 
@@ -20,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .records import NEG_INF, Batch, Block, Candidates, Encoded, Items, LiveAt, Mix, Ragged, running_sum
+from .records import NEG_INF, Batch, Block, Candidates, Encoded, Items, Mix, Ragged, running_sum
 
 Correction = Literal["none", "negatives", "all"]
 """Which logits log-count is subtracted from: no one's, the candidates', or the positive's too."""
@@ -39,6 +46,10 @@ _GPU_TILE = 2**26
 _INVERSE_AT = 64
 """Excluded items are looked up in a table over the catalogue where that has at most so many places a look-up, else by
 bisection (measured: docs/decisions.md)."""
+
+_FEW = 4
+"""Up to so small a part of the columns is copied to its place after it was looked at, which takes as long as looking at
+the whole (measured: docs/decisions.md)."""
 
 
 def tile_for(device: torch.device, n_columns: int) -> int:
@@ -365,26 +376,30 @@ class Lines:
         return block.log_weight - corrected_log_count(block.log_count, self.encoded, self.strength)
 
     def excluded_at(self, start: int, stop: int) -> Tensor:
-        """Flat positions in the [C, N + K] tile of candidates that lines ``start`` to ``stop`` must not see."""
-        nothing = self.query_L.new_empty(0)
-        listed = nothing if self.excluded is None else self._places_of(self.excluded, start, stop)
-        gone_CW = None if self.live is None else self._gone(self.live.slice(start, stop), start, stop)
-        if gone_CW is None:
-            return listed
-        # A line's own positive stays where it is summed over. (Where it is not, it is listed.)
-        others = listed if self.excluded is not None else self._places_of(self._positives(), start, stop)
-        return torch.cat([listed, gone_CW.flatten().index_fill_(0, others, False).nonzero()[:, 0]])
+        """Flat positions in the [C, N + K] tile of candidates that are in the lists of lines ``start`` to ``stop``."""
+        return self.query_L.new_empty(0) if self.excluded is None else self._places_of(self.excluded, start, stop)
 
-    def _gone(self, live: LiveAt, start: int, stop: int) -> Tensor | None:
-        """[C, N + K] candidates that are not live for their line; None where all are. Only columns that are not live
-        for every line are looked at line by line."""
-        row_N, own_CK = self.encoded.shared.row, self.own.row[start:stop]
-        at_S = live.ever_gone(row_N).nonzero()[:, 0]
-        if not len(at_S) and not own_CK.shape[1]:
+    def gone_at(self, start: int, stop: int, excluded: Tensor) -> Tensor | None:
+        """[C, N + K] which further candidates are not live for lines ``start`` to ``stop``; None where all are.
+
+        Where few columns are lacked by some line, only these are looked at line by line. A line's own positive stays,
+        where it is summed over: elsewhere it is among the ``excluded``.
+        """
+        if self.live is None:
             return None
-        gone_CN = torch.zeros(stop - start, len(row_N), dtype=torch.bool, device=row_N.device)
-        gone_CN[:, at_S] = live.gone(row_N[at_S])
-        return torch.cat([gone_CN, live.gone(own_CK)], 1)
+        live, row_N, own_CK = self.live.slice(start, stop), self.encoded.shared.row, self.own.row[start:stop]
+        column_S = live.ever_gone(row_N).nonzero()[:, 0]
+        if not len(column_S) and not own_CK.shape[1]:
+            return None
+        if len(column_S) > len(row_N) // _FEW:
+            gone_CN = live.gone(row_N)
+        else:
+            gone_CN = torch.zeros(stop - start, len(row_N), dtype=torch.bool, device=row_N.device)
+            gone_CN.index_copy_(1, column_S, live.gone(row_N[column_S]))
+        others = excluded if self.excluded is not None else self._places_of(self._positives(), start, stop)
+        gone_CW = torch.cat([gone_CN, live.gone(own_CK)], 1)
+        gone_CW.view(-1).index_fill_(0, others, False)
+        return gone_CW
 
     def _places_of(self, lists: Ragged, start: int, stop: int) -> Tensor:
         """Flat positions in the tile where lines ``start`` to ``stop`` have items of their lists."""
@@ -472,6 +487,7 @@ class Scores:
             torch.arange(stop - start, device=offset.device), offset[1:] - offset[:-1]
         )
         self.excluded = lines.excluded_at(start, stop)
+        self.gone = lines.gone_at(start, stop, self.excluded)
 
     @property
     def log_count(self) -> Tensor:
@@ -509,9 +525,21 @@ class Scores:
 
     def masked(self, x: Tensor, fill: float) -> Tensor:
         """``x`` with excluded candidates set to ``fill``; no gradient passes through them."""
-        if not len(self.excluded):
-            return x
-        return x.reshape(-1).index_fill(0, self.excluded, fill).view_as(x)
+        if len(self.excluded):
+            x = x.reshape(-1).index_fill(0, self.excluded, fill).view_as(x)
+        return x if self.gone is None else x.masked_fill(self.gone, fill)
+
+    def mask_(self, x: Tensor, fill: float) -> None:
+        """The same in the tensor's own memory."""
+        if len(self.excluded):
+            x.view(-1).index_fill_(0, self.excluded, fill)
+        if self.gone is not None:
+            x.masked_fill_(self.gone, fill)
+
+    @property
+    def n_excluded(self) -> int:
+        """Places (line, candidate) that are excluded."""
+        return len(self.excluded) + (0 if self.gone is None else int(self.gone.count_nonzero()))
 
     def log_sum_exp(self, x: Tensor, log_weight: Tensor | None = None) -> Tensor:
         """[C] log sum_j w_j e^{x_j}; -inf where no candidate is left, with a gradient of zero. ``log_weight`` takes the
@@ -592,7 +620,7 @@ def _run_direct(
     alive_P = scores.to_pairs(scores.alive())
     loss_P = torch.where(alive_P, loss.rows(scores), 0.0)
     weight_P = _share(lines.encoded, loss_P.dtype)
-    share = torch.tensor(len(scores.excluded) / max(scores.negative.numel(), 1))
+    share = torch.tensor(scores.n_excluded / max(scores.negative.numel(), 1))
     notes = {"loss": loss_P.detach(), "alive": alive_P, "excluded_share": share, **scores.noted}
     return (loss_P * weight_P).sum(), notes
 
@@ -731,7 +759,7 @@ class _Gradients:
         negative, *others = (product.similarities(start, stop) for product in self.products.values())
         beside = dict(zip(list(self.products)[1:], others, strict=True))
         scores = Scores(self.lines, start, stop, negative, row, beside)
-        self.n_excluded += len(scores.excluded)
+        self.n_excluded += scores.n_excluded
         if loss.by_log_sum_exp:
             loss_p, alive_p, of_scores = self._closed(cast(LogSumExpLoss, loss), scores, pairs, weight_p)
         else:
@@ -748,8 +776,7 @@ class _Gradients:
         x = scores.negative
         with torch.no_grad():
             x += scores.log_weight
-            if len(scores.excluded):
-                x.view(-1).index_fill_(0, scores.excluded, NEG_INF)
+            scores.mask_(x, NEG_INF)
             top_C = x.amax(1) if x.shape[1] else x.new_full((x.shape[0],), NEG_INF)
             alive_C = top_C != NEG_INF  # not a number is no reason to leave a line out
             x.sub_(top_C.clamp(min=torch.finfo(x.dtype).min)[:, None]).exp_()

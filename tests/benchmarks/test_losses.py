@@ -56,7 +56,7 @@ def test_a_longer_arm_is_its_arm_but_for_what_is_declared(tmp_path: Path) -> Non
 
 def test_an_arm_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(SystemExit, match=r"--only mf.sofmax: found no such arm.*mf.softmax"):
-        arms._named(["mf.softmax", "mf.nce"], "mf.sofmax")
+        arms.named(["mf.softmax", "mf.nce"], "mf.sofmax")
 
 
 def test_chosen_settings_are_toml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -72,8 +72,8 @@ def test_chosen_settings_are_toml(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_what_a_search_finds_is_added_to_what_others_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "losses").mkdir()
     monkeypatch.setattr(arms, "SETTINGS", tmp_path)
-    arms._write_chosen(LOSSES, "gowalla", 4, {"mf.softmax": {"loss.temperature": 0.1}})
-    arms._write_chosen(LOSSES, "gowalla", 4, {"mf.nce": {"training.tables.lr": 0.0123456}})
+    arms.write_chosen(LOSSES, "gowalla", 4, {"mf.softmax": {"loss.temperature": 0.1}})
+    arms.write_chosen(LOSSES, "gowalla", 4, {"mf.nce": {"training.tables.lr": 0.0123456}})
     assert LOSSES.chosen("gowalla") == {
         "mf.softmax": {"loss.temperature": 0.1},
         "mf.nce": {"training.tables.lr": 0.0123},

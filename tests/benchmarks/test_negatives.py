@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benchmarks.arms import Result, _differences, arm_run, run_of
+from benchmarks.arms import arm_run, differences_of, run_of
 from benchmarks.data import data_folder
 from benchmarks.negatives import NEGATIVES
 
@@ -52,11 +52,7 @@ def test_arms_differ_in_their_sampler_alone(name: str, tmp_path: Path) -> None:
 
 def test_differences_are_over_queries() -> None:
     """a - b of two queries is .3 and .1: mean .2, standard error .1."""
-
-    def result(*first_Q: float) -> Result:
-        return Result(metric={}, seconds=1.0, memory_mb=1.0, first_Q=list(first_Q))
-
-    found = {"a": [result(0.5, 0.3), result(0.7, 0.5)], "b": [result(0.3, 0.3), result(0.3, 0.3)]}
-    (difference,) = _differences((("a", "b"), ("a", "c")), found).values()
+    found = {"a": [[0.5, 0.3], [0.7, 0.5]], "b": [[0.3, 0.3], [0.3, 0.3]]}
+    (difference,) = differences_of((("a", "b"), ("a", "c")), found).values()
     assert difference["mean"] == pytest.approx(0.2)
     assert difference["high"] - difference["low"] == pytest.approx(2 * 1.96 * 0.1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -21,8 +23,13 @@ from tests.training.grown import (
     store_before,
 )
 from twotower.data.changes import changes
+from twotower.data.extend import extend
+from twotower.data.ingest import ingest
+from twotower.data.store import Store
+from twotower.data.vocabulary import Vocabulary
 from twotower.errors import ArtifactError
 from twotower.part import Changes
+from twotower.schema import Id, Interactions, Schema, Seed
 
 
 def rows(mask: torch.Tensor) -> set[int]:
@@ -61,9 +68,7 @@ def test_a_store_without_query_ids() -> None:
     assert not bool(found.item_M.any())
 
 
-def _seed() -> object:
-    from twotower.schema import Seed
-
+def _seed() -> Seed:
     return Seed(column="item", table="item")
 
 
@@ -92,3 +97,59 @@ def test_item_rows_that_still_hold() -> None:
     row = torch.tensor([[0, FREED, -1], [5, 3, -1]], dtype=torch.int32)
     assert found.still(row).tolist() == [[0, -1, -1], [-1, 3, -1]]
     assert found.still(row).dtype == torch.int32
+
+
+DAY = 86_400
+GROWING = Schema(
+    interactions=Interactions(query="user", item="item", time="t"),
+    query={"user": Id(column="user", min_count=2, oov_buckets=3)},
+    item={"item": Id(column="item")},
+)
+
+
+def texts(vocabulary: Vocabulary) -> list[str | None]:
+    known = vocabulary.ids().to_pylist()
+    return known + [None] * (vocabulary.size - len(known))
+
+
+def test_stores_that_grew_by_updates(tmp_path: Path) -> None:
+    """Items come and go, their rows are taken by others, a user is forgotten, and some get a row of their own late."""
+    days = [
+        [("a", "x"), ("a", "y"), ("b", "x"), ("b", "z"), ("c", "z"), ("f", "z")],
+        [("c", "x"), ("d", "x"), ("d", "v"), ("e", "x"), ("f", "x")],
+        [("e", "w"), ("g", "u"), ("g", "w"), ("h", "t")],
+    ]
+    frames = [
+        pa.table({"user": [u for u, _ in d], "item": [i for _, i in d], "t": [9 * DAY * at] * len(d)})
+        for at, d in enumerate(days)
+    ]
+    ingest(GROWING, interactions=frames[0], out=tmp_path / "0")
+    extend(Store.open(tmp_path / "0"), interactions=frames[1], out=tmp_path / "1", evict_idle_days=5)
+    extend(Store.open(tmp_path / "1"), interactions=frames[2], out=tmp_path / "2", evict_idle_days=12)
+    extend(Store.open(tmp_path / "2"), interactions=frames[2].slice(0, 1), out=tmp_path / "3", forget=["c"])
+    n_changed, n_from_bucket = 0, 0
+    for at in range(3):
+        old, new = Store.open(tmp_path / str(at)), Store.open(tmp_path / str(at + 1))
+        found = changes(old, new)
+        assert old.query_vocabulary is not None
+        assert new.query_vocabulary is not None
+        for mask, before, after in (
+            (found.item_M, old.item_vocabulary, new.item_vocabulary),
+            (found.query_Q, old.query_vocabulary, new.query_vocabulary),
+            *((m, old.encoders.vocabularies[name], new.encoders.vocabularies[name]) for name, m in found.table.items()),
+        ):
+            assert isinstance(before, Vocabulary)
+            assert isinstance(after, Vocabulary)
+            was, now = texts(before), texts(after)
+            expected = [row >= len(was) or was[row] != text for row, text in enumerate(now)]
+            assert mask.tolist() == expected
+            n_changed += sum(expected)
+        users = new.encoders.vocabularies["query.user"]
+        assert isinstance(users, Vocabulary)
+        for row, text in enumerate(texts(users)):
+            if found.table["query.user"][row] and text is not None:
+                served_as = int(old.encoders.vocabularies["query.user"].rows(pa.array([text]))[0])
+                assert int(found.start["query.user"][row]) == served_as >= 2  # behind a and b
+                n_from_bucket += 1
+    assert n_changed > 10
+    assert n_from_bucket == 5  # c, d and f on the second day, e and g on the third

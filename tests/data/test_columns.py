@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from twotower.data.columns import Columns, RaggedArray
+from twotower.data.columns import Columns, RaggedArray, cut, put_together, taken
 from twotower.records import Ragged
 
 LISTS = [[3, 1], [], [7], [0, 0, 5]]
@@ -103,3 +103,18 @@ def test_ragged_arrays_take_and_know_their_owners() -> None:
     assert taken.weight is not None
     assert taken.weight.tolist() == [0.5, 0.25, 0.25, 0.25, 0.75, 0.25, 0.75]
     assert len(column.take(np.zeros(0, np.int64))) == 0
+
+
+def test_parts_of_columns_are_put_together() -> None:
+    lists = ragged()
+    whole = put_together(cut(lists, 1, 3), taken(lists, np.array([3, 1, 0])))
+    assert isinstance(whole, RaggedArray)
+    assert whole.weight is not None
+    expected = [LISTS[at] for at in (1, 2, 3, 1, 0)]
+    bounds = list(zip(whole.offset[:-1], whole.offset[1:], strict=True))
+    assert [whole.value[a:b].tolist() for a, b in bounds] == expected
+    assert [whole.weight[a:b].tolist() for a, b in bounds] == [WEIGHTS[at] for at in (1, 2, 3, 1, 0)]
+    vectors = np.arange(8).reshape(4, 2)
+    np.testing.assert_array_equal(
+        put_together(cut(vectors, 1, 2), taken(vectors, np.array([3, 0]))), vectors[[1, 3, 0]]
+    )

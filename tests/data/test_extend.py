@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,7 +132,7 @@ class Naive:
     def add(self, rows: list[tuple[Any, ...]], forget: tuple[str, ...], days: float | None) -> dict[str, int]:
         self.n_updates += 1
         rows = [row for row in rows if row[0] not in forget]
-        newest = max([t for *_, t, _ in rows] + [event[2] for event in self.events])
+        newest = max([t for *_, t, _ in rows] + [*self.seen.values()], default=0)
         named = {item for _, item, _, _ in rows}
         idle = {
             item
@@ -295,3 +296,383 @@ def test_a_store_that_grew_is_that_of_all_events_but_for_its_rows(
     assert pages[0] == pages[1]
     assert report.growth is not None
     assert report.growth.n_new + base.n_events == whole.n_events
+
+
+# ---------------------------------------------------------------- every kind of feature, and late events
+
+
+EVERYTHING = Schema(
+    interactions=Interactions(item="item", query="user", time="t"),
+    query={"user": Id(column="user")},
+    item={
+        "item": Id(column="item"),
+        "price": Number(column="price"),
+        "rank": Number(column="price", transform="quantile", buckets=2),
+        "born": Time(column="born"),
+        "title": Text(columns=("title",), buckets=64),
+        "tags": Categories(column="tags"),
+        "v": Vector(column="v", dim=2),
+    },
+    context={"past": History(), "with": Categories(column="with"), "when": Time(column="t", parts=("hour", "age"))},
+)
+
+
+def items_of(rows: list[tuple[Any, ...]]) -> pa.Table:
+    return log(rows, "item", "price", "born", "title", "tags", "v")
+
+
+ITEMS = [("x", 1.0, 0, "red shoe", ["a", "b"], [1.0, 2.0]), ("y", 3.0, DAY, "red hat", ["a"], [3.0, 4.0])]
+
+
+def test_features_are_read_of_new_items_and_of_those_listed_again(tmp_path: Path) -> None:
+    names = ("user", "item", "t", "with")
+    old = [("a", "x", 10 * DAY, ["m"]), ("a", "y", 20 * DAY, ["m", "n"]), ("b", "x", 30 * DAY, [])]
+    base = first(tmp_path, EVERYTHING, log(old, *names), items=items_of(ITEMS))
+    again = ("y", 5.0, None, "blue", ["c", "a"], [7.0, 8.0])
+    new = ("z", None, 2 * DAY, "shoe", [], None)
+    late = [("b", "z", 15 * DAY + 3600, ["o", "m"]), ("c", "y", 40 * DAY, ["n"]), ("c", "gone", 40 * DAY, ["n"])]
+    report, store = extended(base, log(late, *names), items=items_of([again, new, again]))
+    assert [(group.name, group.left_out) for group in report.groups] == [
+        ("interactions", {"item not in the item file": 1}),
+        ("items", {"id already there": 1}),
+    ]
+    assert ids(store) == ["x", "y", "z"]
+    assert [event[:4] for event in events_of(store)] == [
+        ("a", "x", 10 * DAY, 1.0),
+        ("b", "z", 15 * DAY + 3600, 1.0),
+        ("a", "y", 20 * DAY, 1.0),
+        ("b", "x", 30 * DAY, 1.0),
+        ("c", "y", 40 * DAY, 1.0),
+    ]
+    np.testing.assert_allclose(store.item["price"], [-1.0, 3.0, 0.0])  # mean 2 and deviation 1 of the first ingest
+    assert np.asarray(store.item["rank"]).tolist() == [0, 1, -1]
+    np.testing.assert_allclose(store.item["born.age"], np.log1p([30, (np.expm1(np.log1p([30, 29]).mean())), 28]))
+    np.testing.assert_array_equal(store.item["v"], [[1, 2], [7, 8], [0, 0]])
+    tag = {text: row for row, text in enumerate(store.encoders.vocabularies["item.tags"].ids().to_pylist())}
+    assert tag == {"a": 0, "b": 1, None: 2, "c": 3}  # the bucket stays behind what came first
+    assert lists(store.item["tags"]) == [[0, 1], [3, 0], []]
+    assert lists(base.item["title"])[0] == lists(store.item["title"])[0]
+    assert len(lists(store.item["title"])[1]) == 1
+    page = {text: row for row, text in enumerate(store.encoders.vocabularies["context.with"].ids().to_pylist())}
+    assert lists(store.context["with"]) == [
+        [page["m"]],
+        [page["o"], page["m"]],
+        [page["m"], page["n"]],
+        [],
+        [page["n"]],
+    ]
+    assert np.asarray(store.context["when.hour"]).tolist() == [0, 1, 0, 0, 0]
+    np.testing.assert_allclose(store.context["when.age"], np.log1p([20, 15 - 1 / 24, 10, 0, 0]), rtol=1e-6)
+    assert store.item_seen_us is not None
+    assert store.item_seen_us.tolist() == [30 * DAY * SECOND, 40 * DAY * SECOND, 40 * DAY * SECOND]
+    assert report.missing["item.price"] == [1, 2]
+    assert report.in_buckets["context.with"] == [0, 3]
+    assert store.encoders.scalings == base.encoders.scalings
+    assert store.encoders.last_event_us == base.encoders.last_event_us
+
+
+# ---------------------------------------------------------------- what goes
+
+
+def test_a_freed_row_is_missing_everywhere_and_is_taken_by_the_next_new_item(tmp_path: Path) -> None:
+    schema = replace(
+        SCHEMA,
+        query={"user": Id(column="user"), "favourite": Categorical(column="favourite", table="item")},
+        context={"from": Seed(column="from")},
+    )
+    names = ("user", "item", "t", "w", "favourite", "from")
+    old = [("a", "x", 0, 1.0, "x", "y"), ("b", "y", 9 * DAY, 1.0, "y", "x"), ("a", "z", 9 * DAY, 1.0, "x", None)]
+    base = first(tmp_path, schema, log(old, *names))
+    assert ids(base) == ["x", "y", "z"]
+    report, store = extended(base, log([("a", "y", 10 * DAY, 1.0, "x", "x")], *names), evict_idle_days=8)
+    assert report.growth is not None
+    assert (report.growth.evicted_items, report.growth.evicted_events) == (1, 1)
+    assert (ids(store), store.item_number.tolist()) == ([None, "y", "z"], [-1, 1, 2])
+    assert store.item_vocabulary.free.tolist() == [True, False, False]
+    assert values(store, "item", "item", "item") == [None, "y", "z"]
+    assert values(store, "query", "favourite", "item") == ["?", "y"]
+    assert values(store, "context", "from", "item") == ["?", None, "?"]
+    assert (report.n_items, store.n_items) == (2, 3)
+    report, store = extended(store, log([("b", "new", 10 * DAY, 1.0, "y", "new")], *names))
+    assert (ids(store), store.item_number.tolist()) == (["new", "y", "z"], [3, 1, 2])
+    assert values(store, "item", "item", "item") == ["new", "y", "z"]
+    assert values(store, "query", "favourite", "item") == ["?", "y"]
+    assert values(store, "context", "from", "item") == ["?", None, "?", "new"]
+    _, store = extended(store, log([("b", "x", 11 * DAY, 1.0, "y", "x")], *names))
+    assert (ids(store), store.item_number.tolist()) == (["new", "y", "z", "x"], [3, 1, 2, 4])
+    assert values(store, "item", "item", "item") == ["new", "y", "z", "x"]
+
+
+def test_idle_is_what_neither_had_an_event_nor_was_listed(tmp_path: Path) -> None:
+    listed = pa.table({"item": ["never", "early", "listed", "late"]})
+    base = first(tmp_path, SCHEMA, log([("a", "early", 0, 1.0), ("a", "late", 3 * DAY, 1.0)]), items=listed)
+    soon = log([("a", "late", 9 * DAY, 1.0)])
+    report, store = extended(base, soon, items=pa.table({"item": ["listed"]}), evict_idle_days=7)
+    assert (report.growth and report.growth.evicted_items, ids(store)) == (0, ids(base))
+    _, store = extended(store, log([("a", "late", 11 * DAY, 1.0)]), evict_idle_days=7)
+    assert ids(store) == [None, None, "listed", "late"]
+    _, store = extended(store, log([("a", "late", 16 * DAY, 1.0), ("a", "listed", 0, 1.0)]), evict_idle_days=7)
+    assert ids(store) == [None, None, "listed", "late"]  # an event arrived, though an old one
+    with pytest.raises(DataError, match="no event stays, so there is nothing left to extend"):
+        extended(first(tmp_path / "b", SCHEMA, log([("a", "x", 0, 1.0)])), log([("a", "x", 0, 1.0)]), forget=["a"])
+
+
+SECRET = "secret-7f3a-id"
+
+
+def traces(folder: Path, text: str) -> list[str]:
+    found = [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
+@pytest.mark.parametrize("min_count", [1, 4])
+def test_nothing_stays_of_a_forgotten_query(tmp_path: Path, min_count: int) -> None:
+    schema = replace(
+        SCHEMA,
+        query={"user": Id(column="user", min_count=min_count), "again": Categorical(column="user")},
+        context={"who": Categorical(column="user", min_count=2)},
+    )
+    old = [("a", "x", 1, 1.0), (SECRET, "x", 2, 1.0), (SECRET, "only", 3, 1.0), ("b", "x", 4, 1.0)]
+    base = first(tmp_path, schema, log(old))
+    assert "queries.arrow" in traces(base.path, SECRET)
+    assert ("waiting.arrow" in traces(base.path, SECRET)) == (min_count > 1)
+    arrived = log([(SECRET, "x", 5, 1.0), (SECRET, None, 6, -1.0), ("b", "x", 2, 1.0), ("b", "x", 2, 1.0)])
+    report, store = extended(base, arrived, forget=[SECRET])
+    assert traces(store.path, SECRET) == []
+    assert SECRET not in report.render()
+    assert report.groups[0].left_out == {"query is to be forgotten": 2, "repeats an earlier event": 1}
+    assert report.growth is not None
+    assert (report.growth.forgotten_queries, report.growth.forgotten_events) == (1, 2)
+    assert ids(store, "query") == [
+        "b" if query == "b" else None if query == SECRET else "a" for query in ids(base, "query")
+    ]
+    assert {event[1] for event in events_of(store)} == {"x"}
+    assert ids(store) == ["x", "only"]
+    _, store = extended(store, log([("c", "x", 9, 1.0)]))
+    assert ids(store, "query").index("c") == ids(base, "query").index(SECRET)
+
+
+def test_nothing_stays_of_a_forgotten_query_of_a_file(tmp_path: Path) -> None:
+    schema = replace(SCHEMA, query={"user": Id(column="user"), "from": Categorical(column="from")})
+    people = log([("a", "de"), (SECRET, "fr"), (SECRET, "fr")], "user", "from")
+    base = first(tmp_path, schema, log([("a", "x", 1, 1.0), (SECRET, "x", 1, 1.0)]), queries=people)
+    assert "store.json" in traces(base.path, SECRET)
+    report, store = extended(base, log([("a", "y", 2, 1.0)]), queries=people, forget=[SECRET])
+    assert traces(store.path, SECRET) == []
+    assert report.groups[1].left_out == {"query is to be forgotten": 2}
+    assert values(store, "query", "from", "query.from") == ["de", None]
+
+
+def test_an_id_of_both_sides_stays_where_the_other_side_has_it(tmp_path: Path) -> None:
+    schema = Schema(
+        interactions=Interactions(item="item", query="page", time="t", query_is_item=True),
+        query={"page": Id(column="page", table="item")},
+        item={"item": Id(column="item")},
+    )
+    names = ("page", "item", "t")
+    base = first(tmp_path, schema, log([("p", "q", 0), ("q", "r", 8 * DAY), ("r", "p", 8 * DAY)], *names))
+    assert base.query_item_row is not None
+    page = ids(base, "query")
+    assert [ids(base)[row] for row in base.query_item_row] == page
+    _, store = extended(base, log([("r", "r", 9 * DAY)], *names), evict_idle_days=5, forget=["p"])
+    assert ids(store).count(None) == 1  # the item q
+    assert ids(store, "query") == [None if text == "p" else text for text in page]
+    table = {*store.encoders.vocabularies["item"].ids().to_pylist()} - {None}
+    assert table == {"q", "r", "p"}  # q is a page still, p an item
+    assert values(store, "query", "page", "item") == ids(store, "query")
+    assert values(store, "item", "item", "item") == ids(store)
+    assert store.query_item_row is not None
+    assert [ids(store)[row] if row >= 0 else None for row in store.query_item_row] == [
+        None if text in ("p", "q") else text for text in page
+    ]
+
+
+# ---------------------------------------------------------------- min_count over updates
+
+
+def test_values_wait_until_they_came_often_enough(tmp_path: Path) -> None:
+    schema = replace(
+        SCHEMA,
+        query={"user": Id(column="user", min_count=3)},
+        item={"item": Id(column="item"), "kind": Categorical(column="kind", min_count=2)},
+    )
+    names = ("item", "kind")
+    base = first(
+        tmp_path,
+        schema,
+        log([("a", "x", 1, 1.0), ("a", "y", 2, 1.0), ("b", "x", 3, 1.0), *[("c", "x", t, 1.0) for t in (4, 5, 6)]]),
+        items=log([("x", "rare"), ("y", "new"), ("z", "new")], *names),
+    )
+    assert values(base, "query", "user", "query.user") == ["c" if text == "c" else "?" for text in ids(base, "query")]
+    assert values(base, "item", "kind", "item.kind") == ["?", "new", "new"]
+    report, store = extended(base, log([("b", "y", 7, 1.0)]), items=log([("x", "rare"), ("z", "odd")], *names))
+    assert report.growth is not None
+    assert report.growth.waiting == 4  # users a and b, kinds rare and odd: that of x is not counted again
+    assert values(store, "item", "kind", "item.kind") == ["?", "new", "?"]
+    report, store = extended(store, log([("b", "y", 8, 1.0)]), items=log([("w", "rare")], *names))
+    assert report.growth is not None
+    assert report.growth.waiting == 2
+    known = {"b": "b", "c": "c", "a": "?"}
+    assert values(store, "query", "user", "query.user") == [known[str(text)] for text in ids(store, "query")]
+    assert values(store, "item", "kind", "item.kind") == ["?", "new", "?", "rare"]
+    assert store.encoders.vocabularies["query.user"].ids().to_pylist() == ["c", None, "b"]
+    _, store = extended(store, log([("a", "y", 9, 1.0)]), items=log([("x", "rare")], *names))
+    assert values(store, "query", "user", "query.user") == ids(store, "query")
+    assert values(store, "item", "kind", "item.kind") == ["rare", "new", "?", "rare"]
+
+
+# ---------------------------------------------------------------- kinds of events
+
+
+def test_without_times_what_arrived_lies_behind(tmp_path: Path) -> None:
+    names = ("user", "item")
+    base = first(tmp_path, PAIRS, log([("a", "x"), ("b", "x"), ("a", "y")], *names))
+    report, store = extended(base, log([("b", "y"), ("a", "x"), ("c", "z"), ("b", "y")], *names))
+    assert [event[:2] for event in events_of(store)] == [("a", "x"), ("b", "x"), ("a", "y"), ("b", "y"), ("c", "z")]
+    assert store.arrived.tolist() == [0, 0, 0, 1, 1]
+    assert (report.growth and report.growth.n_repeats, store.days, store.item_seen_us) == (2, (), None)
+    with pytest.raises(SchemaError, match="items can't be idle without times"):
+        extended(store, log([("b", "y")], *names), evict_idle_days=1)
+
+
+def test_searches_are_never_repeats(tmp_path: Path) -> None:
+    base = first(tmp_path, SEARCH, log([("x", 1.0), ("x", 3.0)], "item", "w"))
+    report, store = extended(base, log([("x", 1.0), ("y", 5.0)], "item", "w"))
+    assert [event[1] for event in events_of(store)] == ["x", "x", "x", "y"]
+    np.testing.assert_allclose(store.context["w"], [-1, 1, -1, 3])
+    assert (report.n_queries, store.query_row.tolist()) == (0, [-1] * 4)
+    with pytest.raises(DataError, match=r"forget: 1 of 1 ids are no queries of .*, such as 'a'"):
+        extended(store, log([("x", 1.0)], "item", "w"), forget=["a"])
+
+
+def test_an_impression_and_its_click_are_two_events(tmp_path: Path) -> None:
+    schema = replace(SCHEMA, interactions=replace(SCHEMA.interactions, taken="click", weight=None))
+    names = ("user", "item", "t", "click")
+    base = first(tmp_path, schema, log([("a", "x", 5, 0), ("a", "y", 5, 1)], *names))
+    report, store = extended(base, log([("a", "x", 5, 1), ("a", "x", 5, 0), ("a", "z", 4, 0)], *names))
+    assert store.taken is not None
+    assert list(zip([event[1] for event in events_of(store)], store.taken.tolist(), strict=True)) == [
+        ("z", 0),
+        ("x", 0),
+        ("y", 1),
+        ("x", 1),
+    ]
+    assert (report.n_shown, report.growth and report.growth.n_repeats) == (2, 1)
+
+
+def test_given_parts_go_on(tmp_path: Path) -> None:
+    column = replace(SCHEMA, interactions=replace(SCHEMA.interactions, split="part"))
+    names = ("user", "item", "t", "w", "part")
+    old = [("a", "x", 1, 1.0, "train"), ("b", "x", 2, 1.0, "test")]
+    base = first(tmp_path, column, log(old, *names))
+    assert values(base, "query", "user", "query.user") == ["a", "?"]  # b has no training event
+    _, store = extended(base, log([("b", "y", 3, 1.0, "train"), ("c", "x", 3, 1.0, "valid")], *names))
+    assert store.split is not None
+    assert store.split.tolist() == [0, 2, 0, 1]
+    assert values(store, "query", "user", "query.user") == ["a", "b", "?"]
+    files = first(tmp_path / "files", SCHEMA, log([("a", "x", 1, 1.0)]), test=log([("b", "x", 2, 1.0)]))
+    _, store = extended(files, log([("b", "x", 2, 1.0), ("a", "x", 1, 1.0)]))
+    assert store.split is not None
+    assert store.split.tolist() == [0, 1 + 1, 0]  # a training event repeats no test event
+
+
+def test_nothing_new_is_a_store_all_the_same(tmp_path: Path) -> None:
+    events = log([("a", "x", 1, 1.0), ("b", "y", 2, 1.0)])
+    base = first(tmp_path, SCHEMA, events)
+    for arrived, n_repeats in ((events, 2), (log([("a", None, 1, 1.0), ("", "x", 1, 1.0)]), 0)):
+        report, store = extended(base, arrived, overwrite=True)
+        assert report.growth is not None
+        assert (report.growth.n_new, report.growth.n_repeats) == (0, n_repeats)
+        assert events_of(store) == events_of(base)
+        assert (ids(store), store.n_updates) == (ids(base), 1)
+
+
+# ---------------------------------------------------------------- refusals and interruptions
+
+
+def test_what_does_not_fit_is_explained(tmp_path: Path) -> None:
+    events = log([("a", "x", 1, 1.0)])
+    base = first(tmp_path, SCHEMA, events)
+    with pytest.raises(ArtifactError, match="this is the store that is extended"):
+        extend(base, interactions=events, out=base.path, overwrite=True)
+    with pytest.raises(DataError, match=r"items: there is a file, but the ids of the store came from its events"):
+        extended(base, events, items=pa.table({"item": ["x"]}))
+    with pytest.raises(DataError, match=r"forget: 2 of 3 ids are no queries of .*, such as 'b', 'c'"):
+        extended(base, events, forget=["a", "b", "c"])
+    with pytest.raises(DataError, match=r"forget: found the text 'a', expected a list"):
+        extended(base, events, forget="a")
+    with pytest.raises(ArtifactError, match="there is a store already"):
+        extend(base, interactions=events, out=first(tmp_path / "other", SCHEMA, events).path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "other"]
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Bytes of all files; of the manifest what does not tell how long it took."""
+    files: dict[str, Any] = {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+    manifest = json.loads(files.pop("store.json"))
+    manifest["report"] |= {"seconds": 0, "store": ""}
+    return files | {"store.json": {**manifest, "crc32": 0}}
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import numpy as np, pyarrow as pa
+from twotower.data import order
+from twotower.data.extend import extend
+from twotower.data.store import Store
+
+print("ready", flush=True)
+sys.stdin.readline()
+rows = np.arange(4000)
+user, item = (rows % 97).astype(str), (rows % 61 + 5).astype(str)
+events = pa.table({"user": user, "item": item, "t": rows * 40, "w": rows * 0 + 1.0})
+extend(Store.open(sys.argv[1]), interactions=events, out=sys.argv[2], forget=["3"], evict_idle_days=1, overwrite=True)
+print("done", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_an_update_killed_at_any_moment_is_no_store_and_starts_again(tmp_path: Path) -> None:
+    rows = np.arange(5000)
+    events = pa.table(
+        {"user": (rows % 101).astype(str), "item": (rows % 67).astype(str), "t": rows * 37, "w": rows * 0 + 1.0}
+    )
+    base = first(tmp_path, SCHEMA, events)
+    out, source = tmp_path / "1", str(Path(__file__).parents[2] / "src")
+
+    def started() -> subprocess.Popen[str]:
+        child = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(KILLED), str(base.path), str(out)],
+            env={**os.environ, "PYTHONPATH": source},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stdout is not None
+        assert child.stdin is not None
+        assert child.stdout.readline() == "ready\n"
+        child.stdin.write("go\n")
+        child.stdin.flush()
+        return child
+
+    began = time.monotonic()
+    assert started().communicate()[0] == "done\n"
+    took = time.monotonic() - began
+    whole = contents(out)
+    n_killed = 0
+    for share in np.random.default_rng(0).uniform(0, 1, 10):
+        shutil.rmtree(out)
+        child = started()
+        time.sleep(share * took)
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        n_killed += child.returncode == -signal.SIGKILL
+        if out.exists():
+            assert contents(out) == whole  # it was published just before
+        assert started().communicate()[0] == "done\n"
+        assert contents(out) == whole
+        assert Store.open(base.path, verify=True).n_events == base.n_events
+    assert n_killed >= 5

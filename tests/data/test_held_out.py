@@ -104,6 +104,20 @@ def test_with_context_every_event_is_a_question() -> None:
     assert values(everything.seen) == [[]] * 6
 
 
+def test_what_is_asked_weighs_what_its_events_weigh() -> None:
+    """Event e weighs e / 2: item 2 of query 3 is events 12 and 13. A question of one event weighs that event."""
+    weight = [at / 2 for at in range(len(EVENTS))]
+    by_query = held_out(make_store(EVENTS, weight=weight), np.array(PART), "test")
+    assert values(by_query.truth) == [[4], [0], [2]]
+    assert by_query.truth.weight is not None
+    assert by_query.truth.weight.tolist() == [4.0, 5.0, 6.0 + 6.5]
+    by_event = held_out(context_store(weight=weight), np.array(PART), "test")
+    assert by_event.truth.weight is not None
+    assert by_event.truth.weight.tolist() == [4.0, 5.0, 6.0, 6.5]
+    assert held_out(make_store(EVENTS), np.array(PART), "test").truth.weight is None
+    assert held_out(context_store(), np.array(PART), "test").truth.weight is None
+
+
 def test_searches_without_a_query_have_seen_nothing() -> None:
     store = make_store(
         EVENTS,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +14,7 @@ import torch
 
 from tests.stores import make_store
 from twotower.data.batches import BatchOf, TrainingBatches
+from twotower.data.extend import extend
 from twotower.data.held_out import held_out
 from twotower.data.ingest import ingest
 from twotower.data.life import FOREVER, NO_MOMENT, event_span, lives, lives_of, n_outside
@@ -94,7 +94,7 @@ def test_idle_days_are_some(days: float) -> None:
 def test_a_life_needs_times_and_two_columns() -> None:
     with pytest.raises(SchemaError, match="both name the column 'a'"):
         Life(since="a", until="a")
-    with pytest.raises(SchemaError, match="interactions.time names no column"):
+    with pytest.raises(SchemaError, match="names no column, so no event has a time"):
         Schema(
             interactions=Interactions(item="item", query="user"),
             query={"user": Id(column="user")},
@@ -177,6 +177,44 @@ def test_a_column_that_is_nowhere_and_a_value_that_is_no_moment(tmp_path: Path) 
         stored(tmp_path, Life(since="begin"))
     with pytest.raises(DataError, match=r"items.*'kind'.*ISO text"):
         stored(tmp_path, Life(since="kind"))
+
+
+def test_lives_go_on_in_a_store_that_grows(tmp_path: Path) -> None:
+    """As if all had been there at once: what a file gave stays, what it gives anew counts, and so do later events."""
+    life = Life(since="from", until="to", idle_days=10)
+    _, base = stored(tmp_path, life)
+    later = pa.table({"user": ["u", "w", "w"], "item": ["d", "e", "a"], "t": [day * 86_400 for day in (7, 8, 9)]})
+    named = pa.table(
+        {"id": ["e", "b"], "kind": ["x", "y"], "from": [None, "1970-01-01"], "to": ["1970-01-12", "1970-01-08"]}
+    )
+    report = extend(base, interactions=later, items=named, out=tmp_path / "more")
+    store = Store.open(tmp_path / "more", verify=True)
+    assert store.item_vocabulary.ids().to_pylist() == ["d", "c", "b", "a", "e"]
+    assert in_days(store.since_us) == [1, 4.5, 0, 1, 8]
+    assert in_days(store.until_us) == [17, 15, 7, 19, 11]
+    assert report.n_outside_life == 1
+
+    extend(store, interactions=later.set_column(2, "t", pa.array([12 * 86_400] * 3)), out=tmp_path / "again")
+    again = Store.open(tmp_path / "again")
+    assert in_days(again.since_us) == [1, 4.5, 0, 1, 8]
+    assert in_days(again.until_us) == [22, 15, 7, 22, 11]
+
+
+def test_an_item_that_went_leaves_its_row_without_a_life(tmp_path: Path) -> None:
+    """And one that takes the row inherits none."""
+    _, base = stored(tmp_path, Life(since="from", until="to"))
+    later = pa.table({"user": ["w"], "item": ["e"], "t": [40 * 86_400]})
+    named = pa.table({"id": ["e"], "kind": ["x"], "from": [None], "to": [None]}).cast(
+        pa.schema([("id", "string"), ("kind", "string"), ("from", "string"), ("to", "string")])
+    )
+    extend(base, interactions=later, items=named, out=tmp_path / "more", evict_idle_days=30)
+    store = Store.open(tmp_path / "more")
+    assert store.item_vocabulary.ids().to_pylist() == ["e", None, None, None]
+    found = lives_of(store)
+    assert found is not None
+    assert in_days(found.since_us_M.numpy())[0] == 40
+    assert in_days(found.until_us_M.numpy())[0] == math.inf
+    assert found.during(0, 50 * DAY).tolist() == [True, False, False, False]
 
 
 # ---------------------------------------------------------------- batches and questions

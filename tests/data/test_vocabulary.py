@@ -170,6 +170,81 @@ def test_a_missing_value_can_not_be_listed() -> None:
         Vocabulary(texts(["a", None]))
 
 
+# ---------------------------------------------------------------- growing
+
+
+def test_new_values_take_the_lowest_free_rows_then_rows_behind_the_buckets(tmp_path: Path) -> None:
+    known = Vocabulary(texts(["a", "b", "c"]), oov_buckets=2)
+    less = known.grown(texts([]), np.array([2, 0]))
+    assert (less.ids().to_pylist(), less.n_values, less.size) == ([None, "b", None], 1, 5)
+    assert less.free.tolist() == [True, False, True, False, False]
+    grown = less.grown(texts(["d", "e", "f", "g"]), np.array([1]))
+    assert grown.ids().to_pylist() == ["d", "e", "f", None, None, "g"]
+    assert (grown.n_values, grown.size, grown.free.any()) == (4, 6, False)
+    bucket = [3 + naive_hash(value) % 2 for value in "abc"]
+    assert grown.rows(texts(["g", "a", None, "d", "b", "c"])).tolist() == [5, bucket[0], -1, 0, *bucket[1:]]
+    assert grown.own_rows(texts(["g", "a", None])).tolist() == [5, -1, -1]
+    assert grown.bucket_of(texts(["a", None])).tolist() == [bucket[0], -1]
+    assert grown.in_buckets(np.array([-1, 2, 3, 4, 5])).tolist() == [False, False, True, True, False]
+    assert grown.changed(known).tolist() == [True, True, True, False, False, True]
+    assert less.changed(known).tolist() == [True, False, True, False, False]
+    assert grown.gained(less).tolist() == [0, 1, 2, 5]
+    grown.save(tmp_path / "v.arrow")
+    loaded = Vocabulary.load(tmp_path / "v.arrow")
+    assert (loaded.ids(), loaded.first_bucket, loaded.oov_buckets) == (grown.ids(), 3, 2)
+    assert loaded.grown(texts(["h"])).rows(texts(["h", "g"])).tolist() == [6, 5]
+
+
+UPDATES = st.lists(st.tuples(st.sets(st.sampled_from("abcdefg")), st.sets(st.sampled_from("abcdefg"))), max_size=5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(UPDATES, st.integers(0, 3))
+def test_growth_is_that_of_a_list(updates: list[tuple[set[str], set[str]]], buckets: int) -> None:
+    rows: list[str | None] = ["x", "y"]
+    known = Vocabulary(texts(rows), oov_buckets=buckets)
+    for come, go in updates:
+        gone = [row for row, value in enumerate(rows) if value in go]
+        rows = [None if value in go else value for value in rows]
+        new = sorted(come - set(rows))
+        known = known.grown(texts(new), np.array(gone, np.int64))
+        for value in new:
+            free = [row for row, other in enumerate(rows) if other is None and not 2 <= row < 2 + buckets]
+            if free:
+                rows[free[0]] = value
+            else:
+                rows += [None] * (buckets if len(rows) == 2 else 0)
+                rows.append(value)
+        assert known.ids().to_pylist() == rows
+        assert known.size == max(len(rows), 2 + buckets)
+        for value in "abcdefgxyz":
+            bucket = 2 + naive_hash(value) % buckets if buckets else -1
+            assert known.row(value) == (rows.index(value) if value in rows else bucket)
+
+
+def test_a_vocabulary_of_the_first_format_has_its_buckets_last(tmp_path: Path) -> None:
+    about = {"format": "1", "oov_buckets": "2"}
+    table = pa.table({"value": texts(["a", "b"])}).replace_schema_metadata(about)
+    with pa.OSFile(str(tmp_path / "v.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    loaded = Vocabulary.load(tmp_path / "v.arrow")
+    assert loaded.rows(texts(["b", "z"])).tolist() == [1, 2 + naive_hash("z") % 2]
+
+
+def test_a_fit_goes_on_counting_what_waits() -> None:
+    fit = VocabularyFit()
+    fit.update(texts(["a", "a", "b", "c"]))
+    known, waiting = fit.finish(min_count=2, oov_buckets=1), fit.waiting(min_count=2)
+    assert known.ids().to_pylist() == ["a"]
+    assert waiting.to_pydict() == {"value": ["b", "c"], "listed": [1, 1], "counted": [0, 0]}
+    later = VocabularyFit(known, waiting)
+    later.update(texts(["b", "d", "a"]))
+    later.update_again(texts(["c", "e", "a"]))  # c was counted when its row came
+    assert later.finish(min_count=2).ids().to_pylist() == ["a", None, "b"]
+    assert later.waiting(min_count=2, gone=texts(["d"]))["value"].to_pylist() == ["c", "e"]
+    assert later.finish(min_count=1, gone=texts(["a"])).ids().to_pylist() == ["b", None, "c", "d", "e"]
+
+
 # ---------------------------------------------------------------- fitting
 
 

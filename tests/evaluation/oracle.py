@@ -11,14 +11,15 @@ import torch
 from twotower.records import Ragged
 
 
-def ragged(lists: Iterable[Sequence[int]]) -> Ragged:
-    """Lists of rows as the package takes them."""
+def ragged(lists: Iterable[Sequence[int]], weights: Iterable[Sequence[float]] | None = None) -> Ragged:
+    """Lists of rows, and the weight of each row, as the package takes them."""
     lists = list(lists)
     offset = [0]
     for rows in lists:
         offset.append(offset[-1] + len(rows))
     value = [row for rows in lists for row in rows]
-    return Ragged(offset=torch.tensor(offset), value=torch.tensor(value, dtype=torch.int64))
+    weight = None if weights is None else torch.tensor([w for row_weights in weights for w in row_weights])
+    return Ragged(offset=torch.tensor(offset), value=torch.tensor(value, dtype=torch.int64), weight=weight)
 
 
 def ranking(scores: Sequence[float], excluded: Iterable[int] = ()) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -310,6 +311,23 @@ def test_the_table_has_what_shifted_first_and_json_has_everything(store: Store) 
     assert tree["n_before"] + tree["n_arrived"] == int(np.asarray(store.taken).sum())
 
 
+def test_of_many_events_some_are_looked_at_and_all_count_for_what_is_new(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, arrived = in_time(store)
+    planted = dearer(store, np.isin(np.arange(store.n_events), arrived))
+    whole = drift(planted, before, arrived)
+    monkeypatch.setattr(sys.modules["twotower.evaluation.drift"], "MOST_EVENTS", 1000)
+    found = drift(planted, before, arrived)
+    assert (found.n_before, found.n_arrived) == (whole.n_before, whole.n_arrived)
+    assert line_of(found, "queries new").before == line_of(whole, "queries new").before
+    price, all_prices = (line_of(one, "context.price mean") for one in (found, whole))
+    assert price.shifted
+    # 1000 of 3,630 and 1000 of 1,190 events
+    ratio = math.sqrt((1 / 1000 + 1 / 1000) / (1 / 3630 + 1 / 1190))
+    assert all_prices.standard_errors / price.standard_errors == pytest.approx(ratio, rel=0.3)
+
+
 # ---------------------------------------------------------------- scores
 
 
@@ -411,3 +429,14 @@ def test_mean_vectors_against_arithmetic() -> None:
     assert line.shift == pytest.approx(0.5)
     # around (0.1, 0.4/3), of squared length 1/36: 4 (1 + 1/36) / 4^2 * 4/3 = 37/108, and 2 (1/3)^2 / 2^2 * 2 = 1/9
     assert line.standard_errors == pytest.approx(0.5 / math.sqrt(37 / 108 + 1 / 9))
+
+
+def test_a_single_group_and_groups_that_are_all_alike_are_no_trouble() -> None:
+    one = Values(value=np.arange(40) % 2, group=np.zeros(40, np.int64))
+    line = compare_rows("x", one, alone(np.arange(40) % 2))
+    assert line is not None
+    assert math.isnan(line.standard_errors)
+    pairs = Values(value=np.arange(40) % 2, group=np.arange(40) // 2)  # each group has one of both
+    line = compare_rows("x", pairs, pairs)
+    assert line is not None
+    assert (line.shift, line.standard_errors) == (0.0, 0.0)

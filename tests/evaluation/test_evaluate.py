@@ -211,6 +211,68 @@ def test_every_metric_reaches_the_report(planted: Planted, name: str) -> None:
     assert out.metric(f"{name}@30") == pytest.approx(mean(wanted), rel=1e-12)
 
 
+@pytest.mark.parametrize("row", ["model", "popularity", "random"])
+def test_weighted_recall_stands_beside_where_truth_has_weights(planted: Planted, row: str) -> None:
+    """Weights of 1, 2 and 4 by turns; the first relevant item of query 0 was seen and takes its weight along."""
+    weights = [[float(2 ** ((query + at) % 3)) for at in range(len(rows))] for query, rows in enumerate(planted.truth)]
+    seen = [sorted([*rows, planted.truth[0][0]]) if query == 0 else rows for query, rows in enumerate(planted.seen)]
+    out = evaluate(
+        planted.query_QD,
+        planted.item_MD,
+        ragged(planted.truth, weights),
+        item_count_M=planted.count_M,
+        seen=ragged(seen),
+        k=(20,),
+        memory_mb=0.05,
+    )
+    values = []
+    for query in planted.evaluated:
+        scores = {
+            "model": planted.scores[query],
+            "popularity": [float(count) for count in planted.count_M],
+            "random": [0.0] * N_ITEMS,
+        }[row]
+        found = total = 0.0
+        for item, weight in zip(planted.truth[query], weights[query], strict=True):
+            if item not in seen[query]:
+                found += weight * expected_recall(scores, [item], seen[query], 20)
+                total += weight
+        values.append(found / total)
+    assert out.per_query[row]["weighted_recall@20"][planted.evaluated].tolist() == pytest.approx(values, rel=1e-12)
+    assert out.rows[row]["weighted_recall@20"] == pytest.approx(mean(values), rel=1e-12)
+    assert list(out.rows[row]) == list(metric_names((20,), weighted=True))
+
+
+def test_weights_change_no_other_metric(planted: Planted, result: Evaluation) -> None:
+    truth = ragged(planted.truth, [[3.0] * len(rows) for rows in planted.truth])
+    weighted = evaluate(
+        planted.query_QD,
+        planted.item_MD,
+        truth,
+        item_count_M=planted.count_M,
+        seen=ragged(planted.seen),
+        k=(5, 20),
+        tail_max=3,
+    )
+    for row, values in result.rows.items():
+        assert not any(name.startswith("weighted") for name in values)
+        found = {name: value for name, value in weighted.rows[row].items() if not name.startswith("weighted")}
+        assert found == pytest.approx(values, rel=0, nan_ok=True)
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_a_weight_that_is_none_is_refused(weight: float) -> None:
+    with pytest.raises(DataError, match="truth: the weight of row 1 of query 0 is"):
+        evaluate(
+            torch.ones(1, 1), torch.ones(2, 1), ragged([[0, 1]], [[1.0, weight]]), item_count_M=torch.tensor([1, 1])
+        )
+
+
+def test_each_relevant_item_has_a_weight_or_none_has() -> None:
+    with pytest.raises(DataError, match="truth: found 1 weights of 2 rows"):
+        evaluate(torch.ones(1, 1), torch.ones(2, 1), ragged([[0, 1]], [[1.0]]), item_count_M=torch.tensor([1, 1]))
+
+
 def test_what_can_not_be_evaluated_is_refused() -> None:
     query_QD, item_MD, count_M = torch.ones(1, 1), torch.ones(2, 1), torch.tensor([1, 1])
     with pytest.raises(DataError, match="truth: row 2 of query 0"):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twotower.evaluation import METRICS, Ranks, top_k_and_ranks
+from twotower.evaluation import METRICS, WEIGHTED_METRICS, Ranks, top_k_and_ranks
 
 from . import oracle
 from .oracle import ragged
@@ -126,9 +126,45 @@ def test_expectation_over_all_orders_of_ties(
             assert value == pytest.approx(wanted, rel=1e-9, abs=1e-12), name
 
 
+def weighted_recall(
+    scores: list[list[float]], truth: list[list[int]], weights: list[list[float]], k: int, depth: int = 4
+) -> list[float]:
+    lists = ragged(truth, weights)
+    ranks = top_k_and_ranks(torch.eye(len(scores)), torch.tensor(scores).T.contiguous(), depth, lists)[1]
+    return list(WEIGHTED_METRICS["weighted_recall"](ranks, k).tolist())
+
+
+def test_weighted_recall_is_the_share_of_the_weight() -> None:
+    """Ten items in the order of their rows; a query watched 0, 2 and 7 for 30, 10 and 60 seconds."""
+    for k, wanted in ((1, 30 / 100), (3, 40 / 100), (7, 40 / 100), (8, 100 / 100)):
+        assert weighted_recall(TEN, RELEVANT, [[30.0, 10.0, 60.0]], k, 10) == pytest.approx([wanted], rel=1e-12)
+
+
+def test_weighted_recall_of_tied_items_is_expected() -> None:
+    """One item above, then three tied, two of them relevant with weights 1 and 3: each in the first two by 1/3, so
+    (1/3 * 1 + 1/3 * 3) of 4. The other query finds what weighs nothing, and has nothing else."""
+    scores = [[5.0, 2.0, 2.0, 2.0], [1.0, 0.0, 0.0, 0.0]]
+    first, second = weighted_recall(scores, [[2, 3], [0]], [[1.0, 3.0], [0.0]], 2)
+    assert first == pytest.approx(1 / 3, rel=1e-12)
+    assert math.isnan(second)
+
+
+@settings(max_examples=50, deadline=None)
+@given(small(), st.sampled_from([0.5, 1.0, 7.0]))
+def test_equal_weights_are_none(
+    case: tuple[list[list[float]], list[list[int]], list[list[int]], int], weight: float
+) -> None:
+    scores, truth, _, k = case
+    weighted = weighted_recall(scores, truth, [[weight] * len(rows) for rows in truth], k, k)
+    plain = METRICS["recall"](ranks_of(scores, truth, k), k).tolist()
+    without = WEIGHTED_METRICS["weighted_recall"](ranks_of(scores, truth, k), k).tolist()
+    assert weighted == pytest.approx(plain, rel=1e-12, nan_ok=True)
+    assert without == pytest.approx(plain, rel=0, nan_ok=True)
+
+
 def test_k_beyond_the_depth_is_refused() -> None:
     ranks = ranks_of(TEN, RELEVANT, 3)
-    for metric in METRICS.values():
+    for metric in (METRICS | WEIGHTED_METRICS).values():
         with pytest.raises(ValueError, match="k is 4, expected 1 to 3"):
             metric(ranks, 4)
 
@@ -137,3 +173,10 @@ def test_part_of_the_truth_keeps_its_ranks() -> None:
     ranks = ranks_of(TEN, RELEVANT, 10).only(torch.tensor([False, True, True]))
     assert METRICS["recall"](ranks, 5).item() == pytest.approx(1 / 2)
     assert METRICS["mrr"](ranks, 5).item() == pytest.approx(1 / 3)
+
+
+def test_part_of_the_truth_keeps_its_weights() -> None:
+    lists = ragged(RELEVANT, [[30.0, 10.0, 60.0]])
+    ranks = top_k_and_ranks(torch.ones(1, 1), torch.tensor(TEN).T.contiguous(), 10, lists)[1]
+    part = ranks.only(torch.tensor([False, True, True]))
+    assert WEIGHTED_METRICS["weighted_recall"](part, 5).item() == pytest.approx(10 / 70, rel=1e-12)

@@ -98,7 +98,7 @@ def softplus(x: Tensor) -> Tensor:
     return torch.log1p(torch.exp(-x.abs())) + x.clamp(min=0)
 
 
-def candidates_of(case: Case, pair: int, exclude: str) -> list[tuple[int, float]]:
+def candidates_of(case: Case, pair: int, exclude: str, *, with_gone: bool = False) -> list[tuple[int, float]]:
     """(item, weight) of every candidate the pair's query may see, repeats and all."""
     query = int(case.batch.of_P[pair])
     banned: set[int] = set()
@@ -108,7 +108,7 @@ def candidates_of(case: Case, pair: int, exclude: str) -> list[tuple[int, float]
         )
     if exclude == "positives":
         banned = set(case.batch.item_P[case.batch.of_P == query].tolist())
-    if case.batch.live is not None:
+    if case.batch.live is not None and not with_gone:
         banned |= gone_of(case, query)
     found = []
     for block in case.candidates.blocks:
@@ -236,7 +236,7 @@ def _softmax(pair: Pair) -> Tensor:
     weighted = pair.weighted()
     if pair.settings.get("renormalise"):
         # counts conditioned on not drawing the positive: c_j / (1 - q), q = c_p over the weight of this query's draws
-        all_weight = sum(w for _, w in candidates_of(pair.case, pair.number, "none"))
+        all_weight = sum(w for _, w in candidates_of(pair.case, pair.number, "none", with_gone=True))
         share = math.exp(pair.log_count(pair.item)) / all_weight
         weighted = [x + math.log1p(-min(share, 1 - 1e-6)) for x in weighted]
     inside = pair.exclude == "none" and any(b.of_batch for b in pair.case.candidates.blocks)

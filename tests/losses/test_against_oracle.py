@@ -33,7 +33,7 @@ from twotower.records import Block, Ragged
 from twotower.scoring import Lines, encode
 
 from . import oracle
-from .oracle import Case, make_case, unit, with_lives
+from .oracle import Case, gone_of, make_case, unit, with_lives
 
 TILES = [None, 1, 3, 64]
 SHARED = {"temperature": 0.7, "learn_temperature": True}
@@ -385,16 +385,27 @@ def test_what_is_excluded_is_found_by_table_and_by_bisection(
     width = len(encoded.shared.row) + by_table.own.row.shape[1]
     candidate_LC = torch.cat([encoded.shared.row.expand(len(by_table), -1), by_table.own.row], 1)
     for start, stop in ((0, len(by_table)), (1, 3)):
-        expected = [
-            line * width + column
-            for line in range(stop - start)
-            for column in range(width)
-            if int(candidate_LC[start + line, column]) in _known(case, int(by_table.query_L[start + line]))
-        ]
+        known, gone = (
+            [
+                line * width + column
+                for line in range(stop - start)
+                for column in range(width)
+                if int(candidate_LC[start + line, column]) in items_of(case, int(by_table.query_L[start + line]))
+            ]
+            for items_of in (_known, _gone)
+        )
         for lines in (by_table, by_bisection):
-            assert sorted(lines.excluded_at(start, stop).tolist()) == expected
+            excluded = lines.excluded_at(start, stop)
+            assert sorted(excluded.tolist()) == known
+            gone_CW = lines.gone_at(start, stop, excluded)
+            assert ([] if gone_CW is None else gone_CW.flatten().nonzero()[:, 0].tolist()) == gone
 
 
 def _known(case: Case, query: int) -> list[int]:
     lo, hi = case.batch.known.offset[query : query + 2].tolist()
     return case.batch.known.value[lo:hi].tolist()
+
+
+def _gone(case: Case, query: int) -> set[int]:
+    """Of what is not known."""
+    return set() if case.batch.live is None else gone_of(case, query) - {*_known(case, query)}

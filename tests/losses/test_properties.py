@@ -22,6 +22,7 @@ from twotower.losses import (
     BinaryCrossEntropy,
     BucketedSoftmax,
     HierarchicalSoftmax,
+    Perturbed,
     RowLoss,
     SampledSoftmax,
     SquaredGramian,
@@ -397,6 +398,14 @@ def test_lambert_solves_its_equation() -> None:
     assert lambert(torch.tensor([math.e], dtype=torch.float64)).item() == pytest.approx(1.0, abs=1e-12)
 
 
+def of_symmetric(**settings: Any) -> Symmetric:
+    return Symmetric(of=AdapTau(**settings))
+
+
+def of_perturbed(**settings: Any) -> Perturbed:
+    return Perturbed(of=AdapTau(**settings))
+
+
 def test_adaptau_measures_the_gap_over_an_epoch() -> None:
     """1 / t_0 = log(U M / 2D) / (mean positive cosine - <mean query, mean item>), over the two steps of an epoch."""
     made = facts(n_items=19, n_queries=7, width=4, steps_per_epoch=2)
@@ -422,6 +431,24 @@ def test_adaptau_measures_the_gap_over_an_epoch() -> None:
         assert loss.inverse_temperature.item() == pytest.approx(odds / 0.7)
     assert not loss.loss_Q.isnan().any()
     assert loss.gap_sums.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("made_of", [AdapTau, of_symmetric, of_perturbed], ids=["alone", "Symmetric", "Perturbed"])
+def test_adaptau_keeps_the_temperature_of_a_first_fit_after_its_own_warm_up(made_of: Any) -> None:
+    """An epoch of warm-up at log(U M / 2D) / .7, then what the first fit found, not what is measured."""
+    case = make_case(3, batch_of="queries")
+    encoded = encode(case.query_BD, lambda row: case.item_MD.index_select(0, row), case.batch, case.candidates)
+    first, again = (made_of(beta=math.inf, warm_up=2.0, least=0.0) for _ in range(2))
+    for loss in (first, again):
+        loss.setup(replace(facts(n_items=19, n_queries=7, width=4), query_count_Q=torch.full((7,), 2)))
+    first.compared().inverse_temperature.fill_(5.0)
+    again.keep(first)
+    found = []
+    for _ in range(3):
+        _, notes = again(encoded)
+        again.observe(encoded, notes)
+        found.append(again.compared().inverse_temperature.item())
+    assert found == pytest.approx([math.log(7 * 19 / (2 * 14)) / 0.7, 5.0, 5.0])
 
 
 def test_adaptau_counts_columns_by_the_mean_over_queries() -> None:

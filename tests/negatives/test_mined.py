@@ -316,18 +316,17 @@ def test_softmax_dns_goes_from_even_to_the_hardest(look: RunLook) -> None:
     assert weights(5.0)[1].tolist() == pytest.approx([1.0] * M)  # no spread: even, whatever rho
 
 
-def evenly() -> Catalogue:
+def evenly(n_items: int = M) -> Catalogue:
     """The catalogue, a count of 1 each."""
     sampler = Catalogue()
-    sampler.n_items = M
+    sampler.setup(Facts(n_items=n_items, n_queries=1, item_count_M=torch.ones(n_items), batch_size=1, batch_of="pairs"))
     return sampler
 
 
 def test_rho_is_the_divergence_of_the_weights(look: RunLook) -> None:
     """For small rho: sum_j p_j log(N p_j) = Var s / (2 t^2) = rho, up to its third moment."""
     n = 4000
-    of = Catalogue()
-    of.n_items = n
+    of = evenly(n)
     look.query_BD, look.item_MD = torch.ones(1, 1), 3 * torch.randn(n, 1, generator=drawn(0))
     (block,) = SoftmaxDNS(rho=0.01, of=of).draw(open_batch(1), look, drawn(0))
     p = block.log_weight.double().exp() / n

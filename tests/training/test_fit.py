@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import typing
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +17,13 @@ import torch
 from tests.training.checkerboard import EVENTS, PART, SIZE, checkerboard, run_of
 from twotower.config import Run
 from twotower.data.batches import TrainingBatches
+from twotower.data.held_out import held_out
 from twotower.data.store import Store
 from twotower.errors import ConfigError
 from twotower.frequency import StreamingFrequency
 from twotower.losses import CCL, HierarchicalSoftmax, Loss, Losses, Margin, SampledSoftmax, Symmetric, Warp
 from twotower.optimisers import RowwiseAdam
+from twotower.records import Ragged
 from twotower.schema import History, Number
 from twotower.towers import Tower, TwoTower
 from twotower.training import checkpoint, loop
@@ -90,6 +93,29 @@ def test_towers_with_layers_and_other_parts_find_it_too() -> None:
     fit = fit_once(run, store, PART)
     assert fit.best_metric is not None
     assert fit.best_metric > 0.9
+
+
+def test_training_is_validated_by_what_it_is_asked() -> None:
+    """Each user is asked for the withheld item, worth 3, and one of the other parity, worth 1: the first is found."""
+    store = checkerboard()
+    own = held_out(store, PART, "valid")
+    other = (own.truth.value + 1) % SIZE
+    pair = torch.stack([own.truth.value, other], dim=1)
+    truth = Ragged(
+        offset=torch.arange(0, 2 * SIZE + 1, 2), value=pair.flatten(), weight=torch.tensor([3.0, 1.0]).repeat(SIZE)
+    )
+    run = run_of(store, metric="weighted_recall@1", epochs=20, validate_every=20)
+    fit = fit_once(run, store, PART, questions=replace(own, truth=truth))
+    assert fit.best_metric == pytest.approx(3 / 4, abs=0.05)
+    assert fit.history == ({"epoch": 20.0, "weighted_recall@1": fit.best_metric},)
+
+
+def test_a_metric_of_weights_needs_weights() -> None:
+    store = checkerboard()
+    with pytest.raises(ConfigError, match=r"training\.metric: metric 'weighted_recall@1' is not reported"):
+        fit_once(run_of(store, metric="weighted_recall@1"), store, PART)
+    weighted = checkerboard(weight=[0.5] * len(EVENTS))
+    assert fit_once(run_of(weighted, metric="weighted_recall@1", epochs=1), weighted, PART).best_metric is not None
 
 
 # ---------------------------------------------------------------- the same again

@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from tests.stores import make_store
 from tests.training.checkerboard import SIZE, checkerboard, run_of
 from tests.training.test_train import data as data
 from tests.training.test_train import run_on
-from twotower.config import Data, Run
+from twotower.config import Data, Run, Training, dump_run, parse_run
 from twotower.data.batches import TrainingBatches
 from twotower.data.held_out import held_out
 from twotower.data.splits import SHOWN
 from twotower.data.store import Store
 from twotower.data.thinning import UniformThinning
-from twotower.errors import ArtifactError
+from twotower.errors import ArtifactError, ConfigError
 from twotower.frequency import StreamingFrequency
 from twotower.losses import BPR, Loss, Losses, SampledSoftmax, Symmetric
 from twotower.optimisers import Adagrad, AdamW, RowwiseAdam
@@ -40,6 +40,7 @@ from twotower.towers.svd_start import SvdStart
 from twotower.training import checkpoint, loop, train
 from twotower.training.interrupts import Interrupts
 from twotower.training.loop import Fit, Loop, trained_events
+from twotower.training.matmul import Matmul
 from twotower.training.recorder import Recorder
 from twotower.training.step import Model, StepReport
 
@@ -48,6 +49,14 @@ from twotower.training.step import Model, StepReport
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Power does not fail here, and waiting for the disk is most of the time of a small checkpoint."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unprobed() -> Iterator[None]:
+    """Nor is it tried out which products are fast."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "probe", lambda: Matmul(precision="highest", seconds={}, error={}))
+        yield
 
 
 # ---------------------------------------------------------------- every part
@@ -287,6 +296,15 @@ def test_seconds_are_those_of_all_stretches(run: Run, tmp_path: Path) -> None:
     assert trained.fit_seconds > before
 
 
+def test_products_are_made_as_before(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though another way seems the fastest now."""
+    killed(run, tmp_path / "model", 3)
+    assert checkpoint.read_state(tmp_path / "model" / "last")["products"] == "highest"
+    monkeypatch.setattr(loop, "probe", lambda: Matmul(precision="medium", seconds={}, error={}))
+    train(run, tmp_path / "model", quiet=True)
+    assert checkpoint.read_state(tmp_path / "model" / "last")["products"] == "highest"
+
+
 def test_patience_goes_on_too(data: Data, tmp_path: Path) -> None:
     patient = run_on(data, epochs=30, validate_every=1.0, patience=2, checkpoint_every_s=0.0)
     one = train(patient, tmp_path / "one", quiet=True)
@@ -470,6 +488,13 @@ def test_no_room_for_a_line_of_metrics(run: Run, whole: Path, tmp_path: Path) ->
             train(run, folder, quiet=True)
     train(run, folder, quiet=True)
     assert outcome(folder) == outcome(whole)
+
+
+@pytest.mark.parametrize("every_s", [-1.0, math.nan])
+def test_times_that_are_none(every_s: float) -> None:
+    with pytest.raises(ConfigError, match=r"training.checkpoint_every_s: found .*, expected 0 or more seconds"):
+        Training(checkpoint_every_s=every_s)
+    assert parse_run(dump_run(run_of(store_of(), checkpoint_every_s=math.inf))).training.checkpoint_every_s == math.inf
 
 
 def test_batches_of_a_resumed_epoch_are_not_made_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

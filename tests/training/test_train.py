@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file
 
 from tests.training.checkerboard import SIZE, checkerboard, run_of
 from twotower.config import Data, Evaluation, Run, Training, load_run
 from twotower.data.splits import GivenSplit, RandomSplit
 from twotower.errors import ArtifactError, ConfigError, DataError
+from twotower.losses import AdapTau
 from twotower.negatives import Uniform
 from twotower.schema import Categorical, Id, Interactions, Schema
 from twotower.training import Retriever, checkpoint, evaluate, recommend, train
@@ -153,6 +156,18 @@ def test_a_refit_replaces_the_best(data: Data, model: Path, tmp_path: Path) -> N
     assert state["epoch"] == trained.best_epoch
     test = evaluate(tmp_path / "model")
     assert test.metric("recall@1") >= 0.9
+
+
+def test_a_refit_keeps_the_temperature_that_was_validated(data: Data, tmp_path: Path) -> None:
+    """With the validation pairs in training the formula would find another."""
+    run = replace(run_on(data), loss=AdapTau(beta=math.inf, warm_up=5.0))
+    train(run, tmp_path / "first", quiet=True)
+    train(replace(run, training=replace(run.training, refit=True)), tmp_path / "again", quiet=True)
+    first, again = (
+        load_file(tmp_path / name / part / checkpoint.TENSORS)["modules.loss.inverse_temperature"].item()
+        for name, part in (("first", "last"), ("again", "best"))
+    )
+    assert again == first
 
 
 def test_an_item_is_no_result_for_itself(tmp_path: Path) -> None:

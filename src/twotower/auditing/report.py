@@ -153,7 +153,7 @@ class Audit:
         table.add_row("different items that a batch encodes", f"{o.item_rows:,.0f}")
         table.add_row("shared places that repeat an item (merged)", f"{o.merged:.1%}")
         table.add_row("own places that repeat an item", f"{o.repeated:.1%}")
-        table.add_row("excluded by the loss: known and accidental hits", f"{o.excluded:.1%}")
+        table.add_row("excluded by the loss: known, accidental hits, not live", f"{o.excluded:.1%}")
         table.add_row("positives without a candidate left", f"{o.without_candidate:.2%}")
         return ["3. Candidates of a query, mean", table]
 

@@ -128,8 +128,8 @@ def _of_popularity(law: Law, corrected: bool) -> Iterator[str]:
 def _of_offers(offers: Offers) -> Iterator[str]:
     if offers.excluded > MANY_EXCLUDED:
         yield (
-            f"{offers.excluded:.0%} of the candidates are excluded, for the query is known to like them: so much is "
-            "drawn for nothing, add Uniform negatives or take fewer of popular ones."
+            f"{offers.excluded:.0%} of the candidates are excluded, for the query is known to like them, or they are "
+            "not live at its time: so much is drawn for nothing, add Uniform negatives or take fewer of popular ones."
         )
     if offers.without_candidate > 0:
         yield (

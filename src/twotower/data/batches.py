@@ -247,6 +247,10 @@ class TrainingBatches:
     n_q of ``query_weight`` counts them. All epochs have the same number of steps. Counts (``Facts.item_count_M``,
     ``query_count_Q``) are the expected ones of an epoch, f_i k_i for item i, so each law of popularity, each presence
     and each correction is that of the thinned stream.
+
+    Where items come and go (``schema.life``) a pair is compared with what is live at its moment. A whole query has no
+    moment, so ``batch_of = "queries"`` compares it with all that is live at some moment of the training events: the
+    shorter their period, the nearer that is to what could have been offered.
     """
 
     def __init__(

@@ -350,11 +350,6 @@ def _table(side: str, name: str, feature: Feature) -> str:
     return table
 
 
-def id_tables(schema: Schema, side: str) -> set[str]:
-    """Tables of the ids that name a side's rows."""
-    return {_table(side, name, feature) for name, feature in id_features(schema, side)}
-
-
 def id_features(schema: Schema, side: str) -> list[tuple[str, Id]]:
     """The features whose values are the ids of a side's rows."""
     return [
@@ -603,7 +598,8 @@ class EncodersFit:
                             fit.update_again(column_of(table, column), column)
 
     def _id_tables(self, side: str) -> set[str]:
-        return id_tables(self._schema, side)
+        """Tables of the ids that name a side's rows."""
+        return {_table(side, name, feature) for name, feature in id_features(self._schema, side)}
 
     def finish(self, last_event_us: int | None, gone: Gone | None = None) -> Encoders:
         """What was learnt. Ages count from ``last_event_us``; without it from the latest moment of any Time feature.

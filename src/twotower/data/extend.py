@@ -18,14 +18,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..errors import ArtifactError, DataError, SchemaError
-from ..schema import table_of
+from ..schema import Categorical, Id, table_of
 from .arrow import US_PER_DAY
 from .catalogue import Known, Side
-from .column_files import ColumnsWriter, Tree
+from .column_files import ColumnsWriter, Tree, open_array
 from .columns import Column, RaggedArray, cut, put_together, taken
-from .encoders import Encoders, EncodersFit, Gone, id_features, id_tables
+from .encoders import Encoders, EncodersFit, Gone, id_features
 from .events import Group
 from .ingest import RAW, Ingest, Progress, Sources, read_waiting
+from .life import GIVEN, NO_MOMENT
 from .order import BLOCK_EVENTS, in_order
 from .readers import Source, naming
 from .report import DUPLICATE, Growth, IngestReport, Tally
@@ -163,19 +164,28 @@ class _Extension(Ingest):
         return self._base.item_vocabulary if side is self._item else self._base.query_vocabulary
 
     def _gone_values(self) -> Gone:
-        """Ids leave the tables of ids with their rows, unless they are also ids of the other side there."""
+        """Ids leave the vocabularies of all features that read them, unless the other side has the id there too."""
         gone: dict[str, pa.LargeStringArray] = {}
         for side, other in ((self._query, self._item), (self._item, self._query)):
             old = self._vocabulary_of(side)
             if old is None or not len(side.gone):
                 continue
             left = old.ids().take(pa.array(side.gone))
-            for table in id_tables(self._schema, side.name):
+            for table in self._tables_of(side):
                 values = left
-                if other.vocabulary is not None and table in id_tables(self._schema, other.name):
+                if other.vocabulary is not None and table in self._tables_of(other):
                     values = left.filter(pa.array(other.vocabulary.own_rows(left) < 0))
                 gone[table] = pa.concat_arrays([gone.get(table, left.slice(0, 0)), values])
         return gone
+
+    def _tables_of(self, side: Side) -> set[str]:
+        """Tables of the features whose values are a side's ids, wherever they stand."""
+        return {
+            table
+            for at, name, feature in self._schema.features()
+            if isinstance(feature, (Id, Categorical)) and feature.column in (side.id_column, side.key)
+            if (table := table_of(at, name, feature)) is not None
+        }
 
     def _trained(self, side: Side) -> NDArray[np.bool_] | None:
         trained, old, split = super()._trained(side), self._vocabulary_of(side), self._base.split
@@ -207,6 +217,8 @@ class _Extension(Ingest):
                 for table, start, where in side.tables():
                     with naming(where):
                         named.append(self._encoded(encoders, side.name, table))
+                        if side is self._item:
+                            self._given.append(table)
                     self._say(f"encoding {side.tally.name}", start + len(table))
                 self._arrays[side.name] = self._spliced(side, named.close_and_open(), encoders)
             else:
@@ -286,11 +298,14 @@ class _Extension(Ingest):
         new_context = context or {name: cut(column, 0, 0) for name, column in self._base.context.items()}
         for prefix, before, arrived in (("event", old, new), ("context", self._base.context, new_context)):
             writer = ColumnsWriter(self._folder, prefix)
-            for rows in self._rows_before(start, stays):
+            for block in _blocks(start):
                 writer.append(
-                    {name: self._without_gone(prefix, name, _gathered(column, rows)) for name, column in before.items()}
+                    {
+                        name: self._without_gone(prefix, name, _kept(column, block, stays))
+                        for name, column in before.items()
+                    }
                 )
-                self._say("copying events", int(rows[-1]) + 1)
+                self._say("copying events", block.stop)
             for block in _blocks(len(source)):
                 writer.append(
                     {name: self._merged(prefix, name, before, arrived[name], source[block]) for name in before}
@@ -335,13 +350,6 @@ class _Extension(Ingest):
             stays[block] = ~(of_query | of_item)
         return stays
 
-    def _rows_before(self, start: int, stays: NDArray[np.bool_] | None) -> Iterator[NDArray[np.int64]]:
-        for block in _blocks(start):
-            rows = np.arange(block.start, block.stop)
-            rows = rows if stays is None else rows[stays[block]]
-            if len(rows):
-                yield rows
-
     # ------------------------------------------------------------ the end
 
     def _items_without_number(self) -> NDArray[np.int64]:
@@ -357,6 +365,17 @@ class _Extension(Ingest):
         new = self._items_without_number()
         number[new] = self._n_numbers_before + np.arange(len(new))
         return number
+
+    def _given_lives(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What was given before, but of items that are named now."""
+        assert self._item.vocabulary is not None
+        row, arrays = self._item.rows_of_named(), read_manifest(self._base.path)["arrays"]
+        since, until = (np.full(self._item.n, NO_MOMENT) for _ in GIVEN)
+        for moment, name, named in zip((since, until), GIVEN, self._given.moments(len(row)), strict=True):
+            moment[: self._base.n_items] = open_array(self._base.path, arrays[name])
+            moment[self._item.vocabulary.free] = NO_MOMENT
+            moment[row] = named
+        return since, until
 
     @cached_property
     def _n_numbers_before(self) -> int:
@@ -399,9 +418,16 @@ def _blocks(n: int) -> Iterator[slice]:
         yield slice(start, min(start + BLOCK_EVENTS, n))
 
 
+def _kept(column: Column, block: slice, stays: NDArray[np.bool_] | None) -> Column:
+    """The rows of a block that stay."""
+    if stays is None or stays[block].all():
+        return cut(column, block.start, block.stop)
+    return taken(column, block.start + np.flatnonzero(stays[block]))
+
+
 def _gathered(column: Column, row: NDArray[np.int64]) -> Column:
-    """The rows of a column; those that lie one after the other are not copied."""
-    if len(row) and int(row[-1]) - int(row[0]) == len(row) - 1 and bool((np.diff(row) == 1).all()):
+    """The rows of a column, rising; those that lie one after the other are not copied."""
+    if len(row) and int(row[-1]) - int(row[0]) == len(row) - 1:
         return cut(column, int(row[0]), int(row[-1]) + 1)
     return taken(column, row)
 

@@ -30,7 +30,7 @@ class HeldOut:
     event_Q: Tensor | None
     """The event whose context is asked with; None where a question is a query with all its held-out items."""
     truth: Ragged
-    """[Q] items that answer, rising inside a list."""
+    """[Q] items that answer, rising inside a list; with the weight of their events where the schema names one."""
     seen: Ragged
     """[Q] items the query met before (and itself, where queries are items), rising inside a list."""
     histories: Histories
@@ -97,8 +97,9 @@ def seen_pairs(store: Store, before: np.ndarray) -> Pairs:
 
 def _by_query(store: Store, asked: np.ndarray, seen: Pairs, histories: Histories, filter_seen: bool) -> HeldOut:
     query, item = np.asarray(store.query_row[asked]), np.asarray(store.item_row[asked])
-    pairs = group_pairs(query, item, np.ones(len(query), np.float32), None, store.n_queries)
-    truth_all = Ragged(offset=pairs.offset, value=pairs.item)
+    pairs = group_pairs(query, item, np.asarray(store.weight[asked]), None, store.n_queries)
+    weighted = store.schema.interactions.weight is not None
+    truth_all = Ragged(offset=pairs.offset, value=pairs.item, weight=pairs.weight if weighted else None)
     n_repeats = 0
     if filter_seen:
         truth_all, n_repeats = without(truth_all, Ragged(offset=seen.offset, value=seen.item))
@@ -120,6 +121,7 @@ def _by_event(store: Store, asked: np.ndarray, seen: Pairs, histories: Histories
     truth = Ragged(
         offset=torch.arange(len(asked) + 1),
         value=torch.from_numpy(np.asarray(store.item_row[asked]).astype(np.int64)),
+        weight=None if store.schema.interactions.weight is None else torch.from_numpy(np.array(store.weight[asked])),
     )
     seen_Q, n_repeats = _nothing(len(asked)), 0
     event = torch.from_numpy(asked)

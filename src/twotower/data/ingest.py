@@ -40,7 +40,7 @@ from .column_files import ArrayFile, ColumnsWriter, Tree, open_array
 from .columns import Column, RaggedArray, taken
 from .encoders import Encoders, EncodersFit, Gone, Waiting
 from .events import Events, Group, Kept
-from .life import GivenLives, event_span, lives, n_outside
+from .life import GIVEN, GivenLives, event_span, lives, n_outside
 from .order import BLOCK_EVENTS, days_of, in_order
 from .raw_columns import column_types
 from .readers import Source, chunks, naming, reads_once
@@ -404,12 +404,15 @@ class Ingest:
         assert vocabulary is not None  # there are events
         event = self._written_events()
         first_us_M, last_us_M = event_span(event["item_row"], event["time_us"], self._item.n)
-        since_us_M, until_us_M = lives(
-            life, vocabulary.ids(), first_us_M, last_us_M, *self._given.moments(self._item.n)
-        )
-        for name, moment_M in (("since_us", since_us_M), ("until_us", until_us_M)):
+        given = self._given_lives()
+        since_us_M, until_us_M = lives(life, vocabulary.ids(), first_us_M, last_us_M, *given)
+        for name, moment_M in zip(("since_us", "until_us", *GIVEN), (since_us_M, until_us_M, *given), strict=True):
             self._arrays[name] = self._written(name, moment_M)
         return n_outside(event["item_row"], event["time_us"], since_us_M, until_us_M)
+
+    def _given_lives(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """[M] what is given of when each item comes and goes."""
+        return self._given.moments(self._item.n)
 
     def _groups(self) -> tuple[GroupReport, ...]:
         tallies = [group.tally for group in self._events.groups]

@@ -25,6 +25,9 @@ NO_MOMENT = int(np.iinfo(np.int64).min)
 """Before every moment: what has no known start has always been there."""
 FOREVER = int(np.iinfo(np.int64).max)
 
+GIVEN = ("given_since_us", "given_until_us")
+"""Arrays that a store keeps of what was given for its items, so that one that extends it goes on from there."""
+
 _BLOCK_EVENTS = 1 << 22
 
 
@@ -47,10 +50,12 @@ class GivenLives:
             found.append(np.where(present, time_us, NO_MOMENT))
 
     def moments(self, n_items: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """[M] given start and end of each item, ``NO_MOMENT`` where none is."""
+        """[M] given start and end of each of these rows, ``NO_MOMENT`` where none is."""
         since, until = (None, None) if self._life is None else (self._life.since, self._life.until)
         since_M, until_M = (
-            np.full(n_items, NO_MOMENT) if column is None else np.concatenate(self._found[column])
+            np.full(n_items, NO_MOMENT)
+            if column is None
+            else np.concatenate([np.zeros(0, np.int64), *self._found[column]])
             for column in (since, until)
         )
         return since_M, until_M
@@ -78,8 +83,8 @@ def lives(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """[M] when each item is live, by its events and by the moments that are given for it.
 
-    ``first_us_M`` and ``last_us_M`` are of all events that are known, whether they are still kept or not. An item whose
-    given end is before its first event is never live, and that event is outside.
+    ``first_us_M`` and ``last_us_M`` are of all events. An item whose given end is before its first event is never live,
+    and that event is outside.
 
     Raises:
         DataError: an item's given end is before its given start.

@@ -14,7 +14,7 @@ from .compare import PairedDifference, paired_difference
 from .drift import Drift, drift
 from .evaluate import evaluate
 from .frequencies import FrequencyClass, FrequencyReport, frequency_report
-from .metrics import METRICS
+from .metrics import METRICS, WEIGHTED_METRICS
 from .ranks import Positions, Ranks
 from .report import MODEL, BatchRecall, Evaluation, SliceSize, check_metric, metric_names
 from .slices import SLICES, Slices
@@ -25,6 +25,7 @@ __all__ = [
     "METRICS",
     "MODEL",
     "SLICES",
+    "WEIGHTED_METRICS",
     "BatchRecall",
     "Drift",
     "DriftLine",

@@ -37,7 +37,7 @@ class RandomOrder:
             query_E, row_E = query_E[is_live_E], row_E[is_live_E]
         self._query_E, self._row_E, self._live = query_E, row_E, live
         self._item_count_M = item_count_M.double()
-        live_Q = _sum_of_live(live, torch.ones_like(item_count_M), n_queries)
+        live_Q = _sum_of_live(live, torch.ones(n_items, dtype=torch.int64, device=device), n_queries)
         self.candidates_Q = live_Q - torch.bincount(self._query_E, minlength=n_queries)
 
     def ranks(self, truth: Ragged, depth: int) -> Ranks:
@@ -49,6 +49,7 @@ class RandomOrder:
             self.candidates_Q[owner_T],
             n_queries=len(self.candidates_Q),
             depth=depth,
+            weight_T=truth.weight,
         )
 
     def popularity_Q(self) -> Tensor:

@@ -113,7 +113,8 @@ def drift(store: Store, before: NDArray[Any], arrived: NDArray[Any], *, towers: 
       encoded as the mean, so a number that is exactly the mean counts as missing. Of the event's own time only the
       hour is compared: that days pass is no drift.
     - ``events``: weight, the share that was taken where there are impressions among the events (all other lines are
-      of events that were taken), and events a day, against the deviation of whole days before, of which it takes 7.
+      of events that were taken), and events a day, against the deviation of whole days before, of which it takes 7; a
+      day that is not over counts as one.
     - ``scores``, with ``towers``: s(q, v+) of the events' own items, as served, and how far they are from their mean.
       The model was trained on the pairs before, so a fall of their mean holds what it learnt by heart, too.
 
@@ -188,7 +189,7 @@ class _Events:
 
 def _groups(query: NDArray[np.int64]) -> NDArray[np.int64]:
     """[n] events of one query are one draw, an event without a query is one by itself."""
-    return np.where(query < 0, -1 - np.arange(len(query)), query)
+    return np.unique(np.where(query < 0, -1 - np.arange(len(query)), query), return_inverse=True)[1]
 
 
 def _spread(of: NDArray[np.int64], most: int) -> NDArray[np.int64]:

@@ -13,8 +13,8 @@ from ..errors import ConfigError, DataError
 from ..records import LiveAt, Ragged, running_sum
 from .baselines import RandomOrder, popularity_vectors
 from .batch_recall import batch_recall as batch_recall_of
-from .inputs import check_lists, check_vectors, pairs
-from .metrics import METRICS, recall
+from .inputs import check_lists, check_vectors, check_weights, pairs
+from .metrics import METRICS, WEIGHTED_METRICS, recall
 from .ranks import Ranks
 from .report import MODEL, BatchRecall, Evaluation, SliceSize, metric_names
 from .slices import SLICES, Slices
@@ -40,16 +40,17 @@ def evaluate(
 ) -> Evaluation:
     """Metrics of ranking the whole catalogue by inner product, a value a query first and then their mean.
 
-    ``truth`` holds the relevant item rows of each query (distinct in a list), ``seen`` those not to be listed to it
-    (usually its training events), ``item_count_M`` the training events of each item. Relevant items that were seen, and
-    queries that have no other, are left out and counted. With ``live`` each query is answered with the items that are
-    live for it, in every row of the table; the others are no candidates, and where they are relevant left out and
-    counted too.
+    ``truth`` holds the relevant item rows of each query (distinct in a list) and may hold what each is worth as weight,
+    ``seen`` those not to be listed to it (usually its training events), ``item_count_M`` the training events of each
+    item. Relevant items that were seen, and queries that have no other, are left out and counted. With ``live`` each
+    query is answered with the items that are live for it, in every row of the table; the others are no candidates, and
+    where they are relevant left out and counted too.
 
     Reported, at each k (``metric_names``):
 
     - ``recall``, ``ndcg``, ``hit_rate``, ``precision``, ``mrr``, ``map``: formulas in ``metrics``, exact expectations
       over random orders of tied items;
+    - ``weighted_recall``, where ``truth`` has weights: the share of their sum that is found;
     - ``recall@k_head``, ``_middle``, ``_tail``, ``_unseen``: recall of the relevant items in a slice of the catalogue
       (``Slices``), in the full ranking, over the queries that have any there;
     - ``coverage``: share of the catalogue, or of what is live for someone, that is listed to someone;
@@ -65,8 +66,8 @@ def evaluate(
     the result, and a few numbers for each relevant and seen item.
 
     Raises:
-        DataError: vectors that are not finite, rows outside the catalogue, a repeated relevant item, sizes that do not
-            fit together, or no relevant item at all.
+        DataError: vectors that are not finite, rows outside the catalogue, a repeated relevant item, a weight that is
+            negative or not finite, sizes that do not fit together, or no relevant item at all.
         ConfigError: a setting out of range.
     """
     if not k or min(k) < 1:
@@ -133,8 +134,9 @@ class _Tally:
     def put_ranks(self, query_b: Tensor, ranks: Ranks, slice_T: Tensor) -> None:
         """Every metric of the ranks of some queries; ``slice_T`` is the slice of each relevant item."""
         parts = {name: ranks.only(slice_T == number) for number, name in enumerate(SLICES)}
+        metrics = METRICS if ranks.weight_T is None else METRICS | WEIGHTED_METRICS
         for k in self._task.k:
-            for name, metric in METRICS.items():
+            for name, metric in metrics.items():
                 self.put(f"{name}@{k}", query_b, metric(ranks, k))
             for name, part in parts.items():
                 self.put(f"recall@{k}_{name}", query_b, recall(part, k))
@@ -151,7 +153,7 @@ class _Tally:
     def means(self) -> dict[str, float]:
         """The mean of every metric over the queries that have it, in the order of a report."""
         mean = {name: float(value_Q.nanmean()) for name, value_Q in self.value_Q.items()} | self.coverage
-        return {name: mean[name] for name in metric_names(self._task.k)}
+        return {name: mean[name] for name in metric_names(self._task.k, weighted=self._task.truth.weight is not None)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,6 +279,7 @@ def _relevant(
     """The relevant items that were not seen and are live; how many were seen, and how many of the others are not live.
     Lists are checked."""
     check_lists("truth", truth, n_queries=n_queries, n_items=n_items, distinct=True)
+    check_weights("truth", truth)
     n_all = len(truth.value)
     if seen is not None:
         check_lists("seen", seen, n_queries=n_queries, n_items=n_items)
@@ -305,4 +308,5 @@ def _listed(truth: Ragged, seen: Ragged, n_items: int) -> Tensor:
 def _only(lists: Ragged, kept: Tensor) -> Ragged:
     """The lists with the values that are kept."""
     length = torch.bincount(lists.owner()[kept], minlength=len(lists))
-    return Ragged(offset=running_sum(length), value=lists.value[kept])
+    weight = None if lists.weight is None else lists.weight[kept]
+    return Ragged(offset=running_sum(length), value=lists.value[kept], weight=weight)

@@ -82,9 +82,10 @@ def frequency_report(
         error = 1 / (2 B) sum_i |estimate_i - p_i|,    p_i = 1 - (1 - q_i)^(B - 1)
 
     with q_i the item's share of the events: at least one of the B - 1 other rows of a batch of B events brings it, as
-    ``ExactFrequency`` has it. n events of an item tell its q_i to one part in sqrt(n), and the error holds that chance:
-    compare it with that of another estimate on the same events. Rare items that came at all came rather too often, so
-    the tail's mean log ratio is below 0 where nothing is wrong; sums are not.
+    ``ExactFrequency`` has it (a streaming estimate tells of all B rows: B / (B - 1) times as much for rare items).
+    n events of an item tell its q_i to one part in sqrt(n), and the error holds that chance: compare it with that of
+    another estimate on the same events. Rare items that came at all came rather too often, so the tail's mean log ratio
+    is below 0 where nothing is wrong; sums are not.
 
     Args:
         frequency: the estimate, such as ``model.frequency``; it is read, not changed.

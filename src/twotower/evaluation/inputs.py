@@ -51,6 +51,21 @@ def check_lists(name: str, lists: Ragged, *, n_queries: int, n_items: int, disti
             raise DataError(f"{name}: row {row} is given twice to query {query}, expected distinct rows in a list")
 
 
+def check_weights(name: str, lists: Ragged) -> None:
+    """Raise a ``DataError`` unless the rows have no weights, or each a finite one that is not negative."""
+    if lists.weight is None:
+        return
+    if lists.weight.shape != lists.value.shape:
+        raise DataError(f"{name}: found {len(lists.weight)} weights of {len(lists.value)} rows, expected one each")
+    bad_T = ~torch.isfinite(lists.weight) | (lists.weight < 0)
+    if bool(bad_T.any()):
+        bad = int(bad_T.nonzero()[0])
+        raise DataError(
+            f"{name}: the weight of row {int(lists.value[bad])} of query {int(lists.owner()[bad])} is "
+            f"{float(lists.weight[bad])}, expected a finite number, 0 or more"
+        )
+
+
 def pairs(lists: Ragged, n_items: int) -> Tensor:
     """One number for each (list, row): ``list * n_items + row``."""
     return lists.owner() * n_items + lists.value

@@ -30,6 +30,20 @@ def recall(ranks: Ranks, k: int) -> Tensor:
     return _expected_hits(ranks, k) / ranks.truth_Q
 
 
+def weighted_recall(ranks: Ranks, k: int) -> Tensor:
+    """Share of what the relevant items are worth that is among the first k, [Q].
+
+        sum of w_t over the t in T among the first k / sum of w_t over T
+
+    With the time watched of each item as w it is the share of that time that the list would have served. Equal weights
+    give ``recall``; a query whose relevant items are worth nothing gets nan.
+    """
+    if ranks.weight_T is None:
+        return recall(ranks, k)
+    weight_T = ranks.weight_T.double()
+    return _sum_by_query(ranks, weight_T * _chance(ranks, k)) / _sum_by_query(ranks, weight_T)
+
+
 def precision(ranks: Ranks, k: int) -> Tensor:
     """Share of the first k places that hold a relevant item: ``hits@k / k``, [Q]; an empty place is a miss.
 
@@ -90,14 +104,26 @@ METRICS: dict[str, Callable[[Ranks, int], Tensor]] = {
 }
 """The metrics under the names reports give them, in the order of a report."""
 
+WEIGHTED_METRICS: dict[str, Callable[[Ranks, int], Tensor]] = {"weighted_recall": weighted_recall}
+"""Those that stand beside them where relevant items have weights."""
+
 
 def _expected_hits(ranks: Ranks, k: int) -> Tensor:
-    """E[relevant items among the first k], [Q]: an item tied with e - 1 others after a greater ones is in with
+    """E[relevant items among the first k], [Q]."""
+    return _sum_by_query(ranks, _chance(ranks, k))
+
+
+def _chance(ranks: Ranks, k: int) -> Tensor:
+    """P(a relevant item is among the first k), [T]: one tied with e - 1 others after a greater ones is in with
     probability ``clamp((k - a) / e, 0, 1)``."""
     _check_depth(ranks, k)
-    chance_T = ((k - ranks.above_T).double() / ranks.tied_T).clamp(0.0, 1.0)
-    hits_Q = torch.zeros(len(ranks.truth_Q), dtype=torch.float64, device=chance_T.device)
-    return hits_Q.index_add_(0, ranks.query_T, chance_T)
+    return ((k - ranks.above_T).double() / ranks.tied_T).clamp(0.0, 1.0)
+
+
+def _sum_by_query(ranks: Ranks, value_T: Tensor) -> Tensor:
+    """Sum over the relevant items of each query, [Q]."""
+    sum_Q = torch.zeros(len(ranks.truth_Q), dtype=torch.float64, device=value_T.device)
+    return sum_Q.index_add_(0, ranks.query_T, value_T)
 
 
 def _first_k(ranks: Ranks, k: int, value_QK: Tensor) -> Tensor:

@@ -40,12 +40,22 @@ class Ranks:
     truth_Q: Tensor
     """Relevant items of each query, however far down they stand."""
     depth: int
+    weight_T: Tensor | None = None
+    """What it is worth to find each relevant item, 0 or more; None: all are worth the same."""
 
     @staticmethod
-    def of(query_T: Tensor, above_T: Tensor, tied_T: Tensor, *, n_queries: int, depth: int) -> Ranks:
+    def of(
+        query_T: Tensor,
+        above_T: Tensor,
+        tied_T: Tensor,
+        *,
+        n_queries: int,
+        depth: int,
+        weight_T: Tensor | None = None,
+    ) -> Ranks:
         """Ranks whose every relevant item is listed."""
         truth_Q = torch.bincount(query_T, minlength=n_queries)
-        return Ranks(query_T=query_T, above_T=above_T, tied_T=tied_T, truth_Q=truth_Q, depth=depth)
+        return Ranks(query_T=query_T, above_T=above_T, tied_T=tied_T, truth_Q=truth_Q, depth=depth, weight_T=weight_T)
 
     def only(self, keep_T: Tensor) -> Ranks:
         """The ranks of some of the relevant items; they still compete with the whole catalogue."""
@@ -55,6 +65,7 @@ class Ranks:
             self.tied_T[keep_T],
             n_queries=len(self.truth_Q),
             depth=self.depth,
+            weight_T=None if self.weight_T is None else self.weight_T[keep_T],
         )
 
     @cached_property

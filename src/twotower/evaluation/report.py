@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from ..errors import ConfigError
-from .metrics import METRICS
+from .metrics import METRICS, WEIGHTED_METRICS
 from .slices import SLICES
 
 MODEL = "model"
@@ -149,11 +149,12 @@ class Evaluation:
         return "; ".join(parts)
 
 
-def metric_names(k: Sequence[int]) -> tuple[str, ...]:
-    """Every metric that an evaluation at these k reports, in order."""
+def metric_names(k: Sequence[int], *, weighted: bool = False) -> tuple[str, ...]:
+    """Every metric that an evaluation at these k reports, in order; ``weighted``: where relevant items have weights."""
     names: list[str] = []
     for at in sorted(set(k)):
         names += [f"{name}@{at}" for name in METRICS]
+        names += [f"{name}@{at}" for name in WEIGHTED_METRICS if weighted]
         names += [f"recall@{at}_{part}" for part in SLICES]
         names += [f"coverage@{at}", f"popularity@{at}"]
     return tuple(names)

@@ -87,7 +87,7 @@ def top_k_and_ranks(
     found = _scan(query_QD, item_MD, k + 1, exclude=exclude, live=live, truth=truth, memory_mb=memory_mb)
     score_QL = scores_of(found.key_QL)
     top = TopK(row_Qk=rows_of(found.key_QL[:, :k]), score_Qk=score_QL[:, :k])
-    return top, _ranks(truth.owner(), found.truth_score_T, score_QL, found.tied_Q)
+    return top, _ranks(truth, found.truth_score_T, score_QL, found.tied_Q)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +165,7 @@ def _take_out_gone(score_qC: Tensor, live: LiveAt, first: int, last: int) -> Non
     looked at query by query."""
     row_c = torch.arange(first, last, device=score_qC.device)
     column_s = live.ever_gone(row_c).nonzero()[:, 0]
-    for column in column_s.split(max(1, score_qC.shape[1] // 8)):
+    for column in column_s.split(max(1, score_qC.shape[1] // 16)):
         score_qC[:, column] = score_qC[:, column].masked_fill_(live.gone(row_c[column]), NEG_INF)
 
 
@@ -195,9 +195,9 @@ def _full_groups(columns: int) -> int:
     return -(-columns // GROUP) * GROUP
 
 
-def _ranks(owner_T: Tensor, score_T: Tensor, score_QL: Tensor, tied_Q: Tensor) -> Ranks:
+def _ranks(truth: Ragged, score_T: Tensor, score_QL: Tensor, tied_Q: Tensor) -> Ranks:
     """Ranks of items with these scores against the lists, down to the last place but one."""
-    depth = score_QL.shape[1] - 1
+    owner_T, depth = truth.owner(), score_QL.shape[1] - 1
     above_T, tied_T = torch.zeros_like(owner_T), torch.zeros_like(owner_T)
     for place in range(depth + 1):
         listed_T = score_QL[owner_T, place]
@@ -211,4 +211,5 @@ def _ranks(owner_T: Tensor, score_T: Tensor, score_QL: Tensor, tied_Q: Tensor) -
         torch.where(reached_T, torch.maximum(tied_T, tied_after_T), 1).clamp(min=1),
         n_queries=len(score_QL),
         depth=depth,
+        weight_T=truth.weight,
     )

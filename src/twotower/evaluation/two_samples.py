@@ -65,6 +65,7 @@ class Values:
 
     value: NDArray[Any]
     group: NDArray[np.int64]
+    """Small numbers from 0 on."""
 
     def __len__(self) -> int:
         return len(self.value)
@@ -73,10 +74,10 @@ class Values:
         """Those of some of the events."""
         return Values(value=self.value[mask], group=self.group[mask])
 
-    def per_group(self) -> tuple[NDArray[np.int64], int]:
-        """[n] groups numbered from 0, and how many there are."""
-        group, number = np.unique(self.group, return_inverse=True)
-        return number, len(group)
+    def factor(self) -> float:
+        """G / (G - 1) / n^2; infinite where one group tells nothing of others."""
+        n_groups = np.count_nonzero(np.bincount(self.group))
+        return n_groups / (n_groups - 1) / len(self) ** 2 if n_groups > 1 else math.inf
 
 
 def compare_shares(of: str, what: str, before: Values, arrived: Values) -> DriftLine | None:
@@ -168,16 +169,15 @@ def compare_rows(of: str, before: Values, arrived: Values) -> DriftLine | None:
     squared_R = _squared_errors_of_rows(ours, before, pooled_R) + _squared_errors_of_rows(theirs, arrived, pooled_R)
     distance = 0.5 * float(np.abs(difference_R).sum())
     by_chance = 0.5 * _ABSOLUTE_MEAN * float(np.sqrt(squared_R).sum())
-    deviation = math.sqrt((0.5 - 1 / math.pi) * float(squared_R.sum()))
-    too_few = not math.isfinite(deviation)
+    above = distance - by_chance if math.isfinite(by_chance) else 0.0
     return DriftLine(
         of=of,
         what="distribution",
         before=None,
         arrived=None,
-        shift=0.0 if too_few else distance - by_chance,
+        shift=above,
         least=LEAST_VARIATION,
-        standard_errors=math.nan if too_few else max(distance - by_chance, 0.0) / deviation,
+        standard_errors=_off(max(above, 0.0), (0.5 - 1 / math.pi) * float(squared_R.sum())),
     )
 
 
@@ -198,13 +198,11 @@ def _squared_errors(before: Values, arrived: Values) -> tuple[float, float]:
 
 def _squared_error(values: Values, centre: Any) -> float:
     """Of a mean; summed over dimensions for vectors."""
-    number, n_groups = values.per_group()
-    if n_groups < 2:
-        return math.inf
-    order = np.argsort(number, kind="stable")
-    starts = np.searchsorted(number[order], np.arange(n_groups))
-    total_G = np.add.reduceat((values.value - centre)[order], starts, axis=0)
-    return float((total_G**2).sum()) / len(values) ** 2 * n_groups / (n_groups - 1)
+    factor = values.factor()
+    if math.isinf(factor):
+        return factor
+    off = (values.value - centre).reshape(len(values), -1)
+    return factor * sum(float((np.bincount(values.group, column) ** 2).sum()) for column in off.T)
 
 
 def _squared_errors_of_rows(
@@ -212,16 +210,15 @@ def _squared_errors_of_rows(
 ) -> NDArray[np.float64]:
     """[R] of the share of each row: with c_gr events of a group in a row and n_g in all,
     sum_g (c_gr - n_g p_r)^2 / n^2, its square worked out so that rows a group has not cost nothing."""
-    number, n_groups = values.per_group()
-    n_rows = len(pooled_R)
-    if n_groups < 2:
+    factor, n_rows = values.factor(), len(pooled_R)
+    if math.isinf(factor):
         return np.full(n_rows, math.inf)
-    size_G = np.bincount(number).astype(np.float64)
-    cell, count = np.unique(number * n_rows + code, return_counts=True)
+    size_G = np.bincount(values.group).astype(np.float64)
+    cell, count = np.unique(values.group * n_rows + code, return_counts=True)
     own_R = np.bincount(cell % n_rows, count.astype(np.float64) ** 2, minlength=n_rows)
     both_R = np.bincount(cell % n_rows, count * size_G[cell // n_rows], minlength=n_rows)
     squares_R = own_R - 2 * pooled_R * both_R + pooled_R**2 * (size_G**2).sum()
-    return np.asarray(np.maximum(squares_R, 0.0) / len(values) ** 2 * n_groups / (n_groups - 1))
+    return np.asarray(np.maximum(squares_R, 0.0) * factor)
 
 
 def _deviation(value: NDArray[Any]) -> float:

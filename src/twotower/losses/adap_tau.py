@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -28,8 +28,10 @@ class AdapTau(RowLoss):
     |U| queries, |I| items, |D| training pairs (queries with few pairs, below the quantile ``least``, left out); W is
     Lambert's function; L_u the loss of the query's positives at temperature 1 when it was last met, L its mean over
     queries. A query that is fitted badly gets a higher temperature: softer. One that was not met yet has t_0. The gap
-    of cosines is taken as .7 until ``warm_up`` epochs are over, then measured anew over every epoch. Nothing of this is
-    needed to serve: temperatures do not change a query's order of items.
+    of cosines is taken as .7 until ``warm_up`` epochs are over, then measured anew over every epoch. A refit has the
+    t_0 that the first fit ended with, from its own warm-up on: the formula holds the density of the pairs, and with
+    validation joined to training it would find another than was validated. Nothing of this is needed to serve:
+    temperatures do not change a query's order of items.
 
     ``beta = inf`` keeps the global temperature alone, which saves a reduction over the candidates. ``temperature`` has
     no say: it is found. Scores are cosines.
@@ -46,6 +48,8 @@ class AdapTau(RowLoss):
 
     inverse_temperature: Tensor = field(init=False)
     """1 / t_0"""
+    kept: Tensor = field(init=False)
+    """1 / t_0 of the first fit; nan: there was none, it is measured."""
     loss_Q: Tensor = field(init=False)
     """[Q] L_u; nan: not met yet."""
     gap_sums: Tensor = field(init=False)
@@ -79,11 +83,16 @@ class AdapTau(RowLoss):
         self.log_odds = math.log(max(odds, 1 + 1e-6))
         self.steps_per_epoch = facts.steps_per_epoch
         self.register_buffer("inverse_temperature", torch.tensor(self.log_odds / _START))
+        self.register_buffer("kept", torch.tensor(math.nan))
         self.register_buffer("loss_Q", torch.full((len(count_Q),), math.nan))
         self.register_buffer("gap_sums", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("query_sum", torch.zeros(facts.width + 1, dtype=torch.float64))
         self.register_buffer("item_sum", torch.zeros(facts.width + 1, dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def keep(self, first: Self) -> None:
+        """Its t_0."""
+        self.kept.copy_(first.inverse_temperature)
 
     @property
     def knows_queries(self) -> bool:  # type: ignore[override]
@@ -155,6 +164,9 @@ class AdapTau(RowLoss):
         self.loss_Q[rows] = (total / at.bincount(minlength=len(rows))).to(self.loss_Q.dtype)
 
     def _measure(self) -> None:
+        if not bool(self.kept.isnan()):
+            self.inverse_temperature.copy_(self.kept)
+            return
         positive = self.gap_sums[0] / self.gap_sums[1]
         mean = (self.query_sum[:-1] / self.query_sum[-1]) @ (self.item_sum[:-1] / self.item_sum[-1])
         gap = positive - mean

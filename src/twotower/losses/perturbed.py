@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import field, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +58,9 @@ class Perturbed(Loss):
 
     def reads_counts(self) -> bool:
         return self.of.reads_counts()
+
+    def keep(self, first: Self) -> None:
+        self.of.keep(first.of)
 
     def constrain(self) -> None:
         self.of.constrain()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,10 @@ class Loss(Part):
 
     def observe(self, encoded: Encoded, notes: dict[str, Tensor]) -> None:
         """Learn from a finished step what is not learned by gradient; called once a global batch."""
+
+    def keep(self, first: Self) -> None:
+        """In a refit, before its first step: keep what the same loss found in the first fit, where validation judged
+        it."""
 
     def uses_counts(self) -> bool:
         """Whether it needs the expected count of every candidate."""

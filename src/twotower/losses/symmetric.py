@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from ..frequency import log_of_at_least_one
 from ..part import Facts
-from ..records import Batch, Block, Encoded, Ragged, find, running_sum
+from ..records import Batch, Block, Encoded, LiveAt, Lives, Ragged, find, running_sum
 from ..scoring import DEFAULT_TILE
 from .row_loss import Loss, RowLoss
 from .softmax import SampledSoftmax
@@ -20,8 +21,8 @@ class Symmetric(Loss):
     """(1 - weight) L(query -> items) + weight L(item -> queries), L one and the same loss, its temperature shared.
 
     Seen from an item, the candidates are the queries of the batch, each distinct one once; those known to like the item
-    are excluded. Where L is corrected, the other way is corrected with the counts of the queries: the probability that
-    a query is in the batch, log(1 - (1 - q)^(B - 1)).
+    are excluded, and those that ask while it is not live. Where L is corrected, the other way is corrected with the
+    counts of the queries: the probability that a query is in the batch, log(1 - (1 - q)^(B - 1)).
 
     Raises ConfigError where weight is not between 0 and 1, where L excludes nothing, and where it keeps something for
     each query (``AdvInfoNCE``, ``AdapTau`` with a finite beta), which items have not.
@@ -74,6 +75,9 @@ class Symmetric(Loss):
         """That of the loss."""
         return self.of.current_temperature()
 
+    def keep(self, first: Self) -> None:
+        self.of.keep(first.of)
+
     def constrain(self) -> None:
         self.of.constrain()
 
@@ -114,6 +118,7 @@ def turned(encoded: Encoded, log_presence_Q: Tensor) -> Encoded:
             of_P=of_P[by_item],
             weight_P=batch.weight_P[by_item],
             known=_knowing(batch, encoded.row_T[slot_U]),
+            live=_there_for(batch, encoded.row_T[slot_U]),
         ),
         query_BD=encoded.table_TD.index_select(0, slot_U),
         table_TD=encoded.query_BD,
@@ -145,3 +150,21 @@ def _knowing(batch: Batch, item_U: Tensor) -> Ragged:
     pairs = torch.stack([at[found], batch.query_B[owner[found]]], 1).unique(dim=0)
     length = pairs[:, 0].bincount(minlength=len(item_U))
     return Ragged(offset=running_sum(length), value=pairs[:, 1].contiguous())
+
+
+def _there_for(batch: Batch, item_U: Tensor) -> LiveAt | None:
+    """For each of the items the queries that ask at a moment of its life: a life the other way round. A query that asks
+    at several moments of the batch is there from the first to the last."""
+    if batch.live is None:
+        return None
+    first_us_B, last_us_B, lives = batch.live.first_us_n, batch.live.last_us_n, batch.live.lives
+    n_rows = int(batch.query_B.max()) + 1
+    since_us_Q = first_us_B.new_full((n_rows,), torch.iinfo(torch.int64).max)
+    until_us_Q = last_us_B.new_full((n_rows,), torch.iinfo(torch.int64).min)
+    since_us_Q.scatter_reduce_(0, batch.query_B, first_us_B, "amin")
+    until_us_Q.scatter_reduce_(0, batch.query_B, last_us_B + 1, "amax")
+    return LiveAt(
+        lives=Lives(since_us_M=since_us_Q, until_us_M=until_us_Q),
+        first_us_n=lives.since_us_M[item_U],
+        last_us_n=lives.until_us_M[item_U] - 1,
+    )

@@ -163,8 +163,11 @@ class AdaptiveImportance(Sampler):
         carry_rows(self.histogram_CM.T, saved["histogram_CM"].T, changes.item_M)
         changed_M = changes.item_M.to(self.popular_M.device)
         if bool(changed_M.any()):  # a law sums to 1
-            kept_C1 = self.histogram_CM[:, ~changed_M].sum(1, keepdim=True)
-            self.histogram_CM[:, ~changed_M] *= (1 - self.popular_M[changed_M].sum()) / kept_C1
+            kept_CK, popular_K = self.histogram_CM[:, ~changed_M], self.popular_M[~changed_M]
+            total_C1 = kept_CK.sum(1, keepdim=True)
+            self.histogram_CM[:, ~changed_M] = torch.where(
+                total_C1 > 0, kept_CK * (popular_K.sum() / total_C1), popular_K
+            )
 
     def room(self, sizes: Sizes) -> Room:
         most = max(self.cap // self.block * self.block, sizes.n_items)

@@ -25,9 +25,11 @@ from ..errors import ArtifactError, ConfigError, DataError
 from ..evaluation import MODEL, check_metric, metric_names
 from ..evaluation import Evaluation as EvaluationResult
 from ..evaluation import evaluate as evaluate_vectors
+from ..losses import Loss
 from ..records import Batch
 from ..schema import Id
 from ..settings import first_difference
+from ..towers import TwoTower
 from . import checkpoint
 from .interrupts import Interrupts
 from .matmul import matmul_precision, probe
@@ -46,6 +48,10 @@ from .retriever import (
 )
 from .step import Model, Stepper
 
+TRAINED = "train.json"
+"""Of a training that came to its end."""
+_FIRST = "first"
+"""In the states of a refit: what the fit before it came to."""
 NOTABLY_NEW = 0.1
 """Share of held-out queries without a training event from which that is said."""
 
@@ -92,14 +98,14 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
     same threads. Raises ConfigError, DataError or ArtifactError for what can't be trained on.
     """
     folder = Path(out)
-    check_metric_of(run.training)
+    check_metric_of(run.training, weighted=run.schema.interactions.weight is not None)
     _check_free(folder, run)
     store = open_or_ingest(run, quiet=quiet)
     part_E = run.split.assign(store)
     state, wrong = checkpoint.recover(folder / LAST)
     done = None if state is None else folder / LAST
-    keep = 0 if state is None else state["recorder"]["length"]
-    with settings_of(run.training) as precision, _recorder(run.training, folder, quiet, keep) as recorder:
+    keep, products = (0, None) if state is None else (state["recorder"]["length"], state["products"])
+    with settings_of(run.training, products) as precision, _recorder(run.training, folder, quiet, keep) as recorder:
         with _writing(folder):
             save_run(run, store, folder)
         for line in (*wrong, _where_it_begins(folder, state, is_worse=bool(wrong))):
@@ -114,12 +120,24 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
                 recorder.say(line)
         first = None if state is None else state.get(_FIRST)
         refit_done = None if first is None else done
+        found = None
         if first is None:
-            first = _summary(fit_once(run, store, part_E, recorder=recorder, folder=folder, done=done))
+            fit = fit_once(run, store, part_E, recorder=recorder, folder=folder, done=done)
+            first, found = _summary(fit), fit.model.loss
         refit_seconds = None
         if run.training.refit and first["best_metric"] is not None:
             length, about = first["best_epoch"], {_FIRST: first}
-            again = refit(run, store, part_E, length, recorder=recorder, folder=folder, about=about, done=refit_done)
+            again = refit(
+                run,
+                store,
+                part_E,
+                length,
+                found=found,
+                recorder=recorder,
+                folder=folder,
+                about=about,
+                done=refit_done,
+            )
             refit_seconds = again.seconds
     trained = Trained(
         folder=folder,
@@ -129,18 +147,12 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
         fit_seconds=first["seconds"],
         refit_seconds=refit_seconds,
     )
+    checkpoint.forget_previous(folder / LAST)
     with _writing(folder):
         partial = folder / f"{TRAINED}.partial"
         partial.write_text(json.dumps({**asdict(trained), "folder": str(folder)}, indent=1), encoding="utf-8")
         partial.replace(folder / TRAINED)
-    checkpoint.forget_previous(folder / LAST)
     return trained
-
-
-TRAINED = "train.json"
-"""Of a training that came to its end."""
-_FIRST = "first"
-"""In the states of a refit: what the fit before it came to."""
 
 
 def _summary(fit: Fit) -> dict[str, Any]:
@@ -168,10 +180,10 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def check_metric_of(training: Training) -> None:
-    """Raise ConfigError where ``training.metric`` is none that validation reports."""
+def check_metric_of(training: Training, *, weighted: bool) -> None:
+    """Raise ConfigError where ``training.metric`` is none that validation reports; ``weighted``: where events are."""
     try:
-        check_metric(training.metric, metric_names([_k_of(training.metric)]))
+        check_metric(training.metric, metric_names([_k_of(training.metric)], weighted=weighted))
     except ConfigError as error:
         raise ConfigError(f"training.metric: {error}") from error
 
@@ -254,10 +266,14 @@ def open_or_ingest(run: Run, *, quiet: bool = False) -> Store:
 
 
 class settings_of:
-    """Threads and float32 product path of a run, restored afterwards: ``with settings_of(training) as precision``."""
+    """Threads and float32 product path of a run, restored afterwards: ``with settings_of(training) as precision``.
 
-    def __init__(self, training: Training) -> None:
-        self.training = training
+    The path is the fastest of those that are sound, unless ``products`` says which: bits depend on it, and on a busy
+    machine another one may seem the fastest.
+    """
+
+    def __init__(self, training: Training, products: str | None = None) -> None:
+        self.training, self.products = training, products
 
     def __enter__(self) -> str:
         if self.training.device != "cpu" and not torch.cuda.is_available():
@@ -267,10 +283,10 @@ class settings_of:
         self.threads = torch.get_num_threads()
         if self.training.threads is not None:
             torch.set_num_threads(self.training.threads)
-        found = probe()
-        self.matmul = matmul_precision(found.precision)
+        precision = self.products or probe().precision
+        self.matmul = matmul_precision(precision)
         self.matmul.__enter__()
-        return found.precision
+        return precision
 
     def __exit__(self, *error: Any) -> None:
         self.matmul.__exit__(*error)
@@ -282,14 +298,15 @@ def fit_once(
     store: Store,
     part_E: np.ndarray,
     *,
+    questions: HeldOut | None = None,
     recorder: Recorder | None = None,
     folder: Path | None = None,
     done: Path | None = None,
 ) -> Fit:
-    """Train on the training part, validating on the valid part where there is one; from the checkpoint ``done`` on."""
-    questions = (
-        held_out(store, part_E, "valid", filter_seen=run.evaluation.filter_seen) if (part_E == 1).any() else None
-    )
+    """Train on the training part, validating by ``questions``; without them by the valid part where there is one. From
+    the checkpoint ``done`` on."""
+    if questions is None and (part_E == PARTS["valid"]).any():
+        questions = held_out(store, part_E, "valid", filter_seen=run.evaluation.filter_seen)
     recorder = recorder or Recorder(None, quiet=True)
     events, shown = trained_events(part_E, "train")
     loop = Loop(run, store, events, questions, recorder, folder, shown=shown)
@@ -302,16 +319,19 @@ def refit(
     part_E: np.ndarray,
     epochs: float,
     *,
+    found: Loss | None = None,
     recorder: Recorder | None = None,
     folder: Path | None = None,
     about: Mapping[str, Any] | None = None,
     done: Path | None = None,
 ) -> Fit:
-    """Train anew on training and validation events for a length chosen before, with the same schedule; from the
-    checkpoint ``done`` on."""
+    """Train anew on training and validation events for a length chosen before, with the same schedule, keeping what
+    the loss ``found`` in the fit before; from the checkpoint ``done`` on, which has that too."""
     recorder = recorder or Recorder(None, quiet=True)
     events, shown = trained_events(part_E, "train", "valid")
     loop = Loop(run, store, events, None, recorder, folder, shown=shown, about=about)
+    if found is not None:
+        loop.model.loss.keep(found)
     return loop.run_to(epochs, done=done)
 
 
@@ -402,7 +422,7 @@ class Loop:
         torch.manual_seed(training.seed)
         self.model = Model(run, store, self.batches.facts()).to(training.device)
         self.stepper = Stepper(self.model, training)
-        check_metric_of(training)
+        check_metric_of(training, weighted=questions is None or questions.truth.weight is not None)
         self.scheduled_steps = max(round(training.epochs * self.batches.steps_per_epoch), 1)
         self.start, self.about = start, dict(about or {})
         self.step = self.first_step = 0 if start is None else start.step
@@ -574,22 +594,8 @@ class Loop:
 
     def measure(self, questions: HeldOut) -> EvaluationResult:
         """Metrics on held-out questions, over the full catalogue."""
-        towers = self.model.towers
-        with towers.settled():
-            query_QD, item_MD = encode_questions(towers, questions), encode_catalogue(towers, self.store)
-        return evaluate_vectors(
-            query_QD,
-            item_MD,
-            questions.truth,
-            seen=questions.seen,
-            live=questions.live,
-            item_count_M=_item_counts(self.store, self.batches.known_events),
-            k=tuple(sorted({*self.run.evaluation.k, _k_of(self.run.training.metric)})),
-            tail_max=self.run.evaluation.tail_max,
-            head_share=self.run.evaluation.head_share,
-            batch_recall=self.run.evaluation.batch_recall,
-            baselines=False,
-        )
+        counts_M = _item_counts(self.store, self.batches.known_events)
+        return measured(self.run, self.model.towers, questions, counts_M)
 
     def _save_best(self) -> None:
         if self.folder is not None:
@@ -604,6 +610,7 @@ class Loop:
                 "worse": self.worse,
                 "seconds": self.seconds,
                 "ended": self.ended,
+                "products": torch.get_float32_matmul_precision(),
                 "recorder": self.recorder.state(),
                 **({checkpoint.TORN: True} if torn else {}),
             }
@@ -627,6 +634,25 @@ def _in_words(sizes: list[int]) -> str:
 def _k_of(metric: str) -> int:
     """The k of a metric such as ``recall@100_tail``."""
     return int(metric.split("@")[1].split("_")[0])
+
+
+def measured(run: Run, towers: TwoTower, questions: HeldOut, item_count_M: torch.Tensor) -> EvaluationResult:
+    """Metrics of towers in the midst of training, with those that ``training.metric`` needs."""
+    with towers.settled():
+        query_QD, item_MD = encode_questions(towers, questions), encode_catalogue(towers, questions.store)
+    return evaluate_vectors(
+        query_QD,
+        item_MD,
+        questions.truth,
+        seen=questions.seen,
+        live=questions.live,
+        item_count_M=item_count_M,
+        k=tuple(sorted({*run.evaluation.k, _k_of(run.training.metric)})),
+        tail_max=run.evaluation.tail_max,
+        head_share=run.evaluation.head_share,
+        batch_recall=run.evaluation.batch_recall,
+        baselines=False,
+    )
 
 
 def learning_rate(training: Training, step: int, total: int) -> float:

@@ -103,7 +103,7 @@ class Retriever:
         self._item_MD: Tensor | None = None
         self._seen: Ragged | None = None
         self._histories: Histories | None = None
-        self._live = _live_at_end(store)
+        self._live = _live_at_end(store, towers.device)
 
     @staticmethod
     def open(folder: str | Path, which: str = BEST) -> Retriever:
@@ -244,11 +244,11 @@ def _all_seen(store: Store) -> Ragged:
     return Ragged(offset=pairs.offset, value=pairs.item)
 
 
-def _live_at_end(store: Store) -> LiveAt | None:
+def _live_at_end(store: Store, device: torch.device) -> LiveAt | None:
     """What may be recommended to one query: items that are live at the last event."""
     lives = lives_of(store)
     _, end_us = period_of(store, np.arange(max(store.n_events - 1, 0), store.n_events))  # events rise by time
-    return None if lives is None else LiveAt.throughout(lives, end_us, end_us, 1)
+    return None if lives is None else LiveAt.throughout(lives, end_us, end_us, 1).to(device)
 
 
 def _is_exact(feature: Id) -> bool:

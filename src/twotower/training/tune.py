@@ -58,7 +58,7 @@ def tune(run: Run, out: str | Path, *, sweep: Sequence[str] = (), quiet: bool = 
     """
     _require_optuna()
     folder, declared = Path(out), run.tune or Tune()
-    check_metric_of(run.training)
+    check_metric_of(run.training, weighted=run.schema.interactions.weight is not None)
     arms = _arms(run, sweep)
     _check_free(folder)
     store = open_or_ingest(run, quiet=quiet)
