@@ -186,14 +186,15 @@ class Forgotten:
     n_queries: int
     n_events: int
     elsewhere: tuple[str, ...]
-    """Where the same data may still lie: what a model's folder does not hold."""
+    """Where the same data may still lie: the first store, the files it was made of, and sources that were gone through.
+    Files that updates were given one by one are not remembered."""
 
     def render(self) -> str:
         """For people."""
         return (
             f"{self.n_queries:,} queries with {self.n_events:,} events are gone from {self.folder}. Not touched, and "
-            f"yours to clear: {', '.join(self.elsewhere)}. Vectors of items were learned with their events among "
-            "others; train anew for a model that never saw them"
+            f"yours to clear: {', '.join(self.elsewhere)}, and other files that updates were given. Vectors of items "
+            "were learned with their events among others; train anew for a model that never saw them"
         )
 
 
@@ -269,7 +270,7 @@ class _Update:
             folder=self.folder,
             n_queries=report.growth.forgotten_queries,
             n_events=report.growth.forgotten_events,
-            elsewhere=(data.store, *raw),
+            elsewhere=(data.store, *raw, *self.state.get("positions", {})),
         )
 
     def _grow(self, **arrived: Any) -> IngestReport:
