@@ -199,7 +199,7 @@ ROWS = st.lists(
 UPDATE = st.tuples(ROWS, st.sets(st.sampled_from("abcde"), max_size=2), st.one_of(st.none(), st.integers(1, 6)))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(start=ROWS, updates=st.lists(UPDATE, min_size=1, max_size=3), chunk=st.integers(1, 5))
 def test_updates_are_what_a_naive_loop_makes(
     tmp_path_factory: pytest.TempPathFactory, start: list[Any], updates: list[Any], chunk: int
@@ -254,7 +254,7 @@ VISITS = st.lists(
 )
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(start=VISITS, later=VISITS)
 def test_a_store_that_grew_is_that_of_all_events_but_for_its_rows(
     tmp_path_factory: pytest.TempPathFactory, start: list[Any], later: list[Any]
