@@ -34,9 +34,12 @@ def write_run(folder: Path, more: str = "") -> Path:
     return path
 
 
+VERBS = ["audit", "days", "demo", "evaluate", "forget", "ingest", "init", "recommend", "train", "tune", "update"]
+
+
 def test_the_verbs_are_these() -> None:
     verbs = [name for name in cli.app if not name.startswith("-")]
-    assert sorted(verbs) == ["audit", "demo", "evaluate", "ingest", "init", "recommend", "train", "tune"]
+    assert sorted(verbs) == sorted(VERBS)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +62,7 @@ def test_python_dash_m() -> None:
     assert wrong.returncode == 2
 
 
-@pytest.mark.parametrize("verb", ["audit", "demo", "evaluate", "ingest", "init", "recommend", "train", "tune"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_parameter_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     function = getattr(cli, verb)
     documented = {param.arg_name: param.description for param in docstring_parser.parse(function.__doc__).params}
@@ -77,6 +80,15 @@ def test_every_parameter_has_help(verb: str, capsys: pytest.CaptureFixture[str])
         (["tune", "run.toml"], '"tune" parameter --out requires an argument'),
         (["recommend", "m", "--query", "{}", "--filterseen"], "Did you mean --filter-seen"),
         (["train", "nowhere.toml", "--out", "x"], "nowhere.toml: No such file or directory, expected a run as TOML"),
+        (["update", "m"], "update: found nothing to read, expected one of --interactions"),
+        (["update", "m", "--items", "i.csv", "--follow", "days"], "--queries or --items and --follow, expected one of"),
+        (
+            ["update", "nowhere", "--interactions", "e.csv"],
+            "nowhere: there is no such folder, expected the folder of a",
+        ),
+        (["days", "nowhere"], "nowhere: there is no such folder"),
+        (["forget", "nowhere", "--query", "u1"], "nowhere: there is no such folder"),
+        (["forget", "nowhere"], '"forget" parameter --query requires an argument'),
         (["recommend", "m", "--query", "{"], "--query: not valid JSON"),
         (["recommend", "m", "--query", "[1]"], "--query: found [1], expected an object"),
     ],
@@ -197,6 +209,38 @@ def test_from_files_to_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert str(tmp_path / "store") in capsys.readouterr().err
     assert cli.main(["ingest", str(path), "--overwrite"]) == 0
     assert cli.main(["init", str(tmp_path / "events.csv"), "--out", str(path)]) == 2
+
+
+def test_every_day(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Train, update twice, look at the days, forget: what is printed, for people and for machines."""
+    head, day_of = "user,item,time", "u{0},i{1},2024-01-{2:02}T00:00:00".format
+    rows = [day_of(user, (user * 3 + day) % 20, day) for day in range(1, 9) for user in range(12)]
+    for name, lines in (("events", rows[:72]), ("day-7", rows[72:84]), ("day-8", [*rows[84:], day_of("new", 3, 8)])):
+        (tmp_path / f"{name}.csv").write_text("\n".join([head, *lines]) + "\n")
+    run = write_run(tmp_path, '[training]\nepochs = 1\nmetric = "recall@5"')
+    run.write_text(run.read_text().replace("events.parquet", "events.csv"))
+    model, vectors = str(tmp_path / "model"), tmp_path / "vectors.parquet"
+    assert cli.main(["train", str(run), "--out", model]) == 0
+    assert cli.main(["days", model]) == 0
+    assert capsys.readouterr().out.endswith("no update yet: twotower update MODEL --interactions NEW\n")
+    assert cli.main(["update", model, "--interactions", str(tmp_path / "day-7.csv"), "--vectors", str(vectors)]) == 0
+    assert "update 1: 12 events, 0 queries and 0 items new" in capsys.readouterr().out
+    assert vectors.exists()
+    assert cli.main(["update", model, "--interactions", str(tmp_path / "day-8.csv"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["new_queries"] == 1
+    assert cli.main(["update", model, "--interactions", str(tmp_path / "day-8.csv"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) is None
+    assert cli.main(["days", model, "--plot", str(tmp_path / "days.png")]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split("  ")[0] == "update"
+    assert [line.split()[:3] for line in shown[1:3]] == [["1", "2024-01-07", "12"], ["2", "2024-01-08", "13"]]
+    assert (tmp_path / "days.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["days", model, "--json"]) == 0
+    assert [day["number"] for day in json.loads(capsys.readouterr().out)["days"]] == [1, 2]
+    assert cli.main(["forget", model, "--query", "unew", "u3"]) == 0
+    assert f"2 queries with 9 events are gone from {model}" in capsys.readouterr().out
+    assert cli.main(["forget", model, "--query", "u3"]) == 2
+    assert "forget: 1 of 1 ids are no queries of" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")

@@ -19,15 +19,30 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .auditing import Audit, audit
-    from .config import Arm, Data, Evaluation, Range, Run, Training, Tune, dump_run, ingest_run, load_run, parse_run
+    from .config import (
+        Arm,
+        Data,
+        Evaluation,
+        Range,
+        Run,
+        Training,
+        Tune,
+        Update,
+        dump_run,
+        ingest_run,
+        load_run,
+        parse_run,
+    )
     from .data.extend import extend
     from .data.infer import init
     from .data.ingest import IngestReport, ingest
     from .data.report import Growth
     from .data.splits import GivenSplit, LeaveLastOut, QuerySplit, RandomSplit, Split, TimeSplit
     from .data.store import Store
+    from .data.streams import Delta, Folder, Kafka, stream_of
     from .data.thinning import FrequentThinning, Thinning, UniformThinning
     from .errors import ArtifactError, ConfigError, DataError, SchemaError, TwoTowerError
+    from .evaluation import Drift, drift, frequency_report
     from .frequency import ExactFrequency, Frequency, StreamingFrequency
     from .losses import (
         BPR,
@@ -109,7 +124,26 @@ if TYPE_CHECKING:
     )
     from .tables import TableSettings
     from .towers import Graph, SvdStart, Tower, TwoTower
-    from .training import Recommendation, Retriever, Trained, Trial, Tuned, evaluate, recommend, train, tune
+    from .training import (
+        Day,
+        Days,
+        Forgotten,
+        Recommendation,
+        Retriever,
+        Trained,
+        Trial,
+        Tuned,
+        Updated,
+        evaluate,
+        forget,
+        history,
+        recommend,
+        save_vectors,
+        train,
+        tune,
+        update,
+        update_from,
+    )
 
 __version__ = "0.1.0"
 
@@ -151,13 +185,19 @@ __all__ = [
     "ConfigError",
     "Data",
     "DataError",
+    "Day",
+    "Days",
+    "Delta",
     "DenseOptimiser",
+    "Drift",
     "Encoded",
     "Evaluation",
     "ExactFrequency",
     "Facts",
     "Feature",
     "FirstViolation",
+    "Folder",
+    "Forgotten",
     "Frequency",
     "FrequentThinning",
     "Gibbs",
@@ -171,6 +211,7 @@ __all__ = [
     "InBatch",
     "IngestReport",
     "Interactions",
+    "Kafka",
     "LeaveLastOut",
     "Life",
     "LogPopularity",
@@ -232,32 +273,44 @@ __all__ = [
     "Uniform",
     "UniformThinning",
     "Unknown",
+    "Update",
+    "Updated",
     "Vector",
     "Warp",
     "audit",
+    "drift",
     "dump_run",
     "evaluate",
     "extend",
+    "forget",
+    "frequency_report",
+    "history",
     "ingest",
     "ingest_run",
     "init",
     "load_run",
     "parse_run",
     "recommend",
+    "save_vectors",
+    "stream_of",
     "train",
     "tune",
+    "update",
+    "update_from",
 ]
 
 _NAMES_OF = {
     "auditing": "Audit audit",
-    "config": "Arm Data Evaluation Range Run Training Tune dump_run ingest_run load_run parse_run",
+    "config": "Arm Data Evaluation Range Run Training Tune Update dump_run ingest_run load_run parse_run",
     "data.extend": "extend",
     "data.infer": "init",
     "data.ingest": "IngestReport ingest",
     "data.report": "Growth",
     "data.splits": "GivenSplit LeaveLastOut QuerySplit RandomSplit Split TimeSplit",
     "data.store": "Store",
+    "data.streams": "Delta Folder Kafka stream_of",
     "data.thinning": "FrequentThinning Thinning UniformThinning",
+    "evaluation": "Drift drift frequency_report",
     "errors": "ArtifactError ConfigError DataError SchemaError TwoTowerError",
     "frequency": "ExactFrequency Frequency StreamingFrequency",
     "losses": "BPR CCL GBCE NCE SGNS AdapTau AdaptiveMargin AdaptiveTemperature AdvInfoNCE BilateralSoftmax "
@@ -273,7 +326,8 @@ _NAMES_OF = {
     "schema": "Categorical Categories Feature History Id Interactions Life Number Reward Schema Seed Text Time Vector",
     "tables": "TableSettings",
     "towers": "Graph SvdStart Tower TwoTower",
-    "training": "Recommendation Retriever Trained Trial Tuned evaluate recommend train tune",
+    "training": "Day Days Forgotten Recommendation Retriever Trained Trial Tuned Updated evaluate forget "
+    "history recommend save_vectors train tune update update_from",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 

@@ -302,12 +302,13 @@ def update(
 
     if interactions or queries or items:
         arrived = [list(files) or None for files in (interactions, queries, items)]
-        say(update(model, interactions=arrived[0], queries=arrived[1], items=arrived[2], set=overrides))
+        say(update(model, interactions=arrived[0], queries=arrived[1], items=arrived[2], set=overrides, quiet=as_json))
         return
     named = source or follow or ""
     with stop_on_signal() as stop:
         every_s = None if follow is None else every
-        for done in update_from(model, stream_of(named), source=named, every_s=every_s, stop=stop, set=overrides):
+        stream = stream_of(named)
+        for done in update_from(model, stream, source=named, every_s=every_s, stop=stop, set=overrides, quiet=as_json):
             say(done)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -99,3 +100,17 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): b"" if path.is_dir() else path.read_bytes() for path in sorted(folder.rglob("*"))
     }
+
+
+def without_times(content: dict[str, bytes]) -> dict[str, object]:
+    """All of it but seconds and where the store was written."""
+    found: dict[str, object] = dict(content)
+    for name in found:
+        if name.endswith("store.json"):
+            tree = json.loads(content[name])
+            found[name] = {**tree, "report": {**tree["report"], "seconds": None, "store": None}, "crc32": None}
+        if name.endswith("state.json"):
+            tree = json.loads(content[name])
+            days = [{**day, "seconds": None} for day in tree["days"]]
+            found[name] = {**tree, "days": days, "crc32": None}
+    return found

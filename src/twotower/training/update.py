@@ -247,7 +247,8 @@ class _Update:
         if _files(self.store) == _files(self.base):
             self._stay(positions)
             return Updated(folder=self.folder, day=None, report=report, drift=None, metric=self.metric)
-        with settings_of(self.run_.training):
+        self.cut_off = self._cut_off()
+        with settings_of(self.run_.training, None if self.cut_off is None else self.cut_off["products"]):
             day, shifted, loop = self._trained(report, name)
         self._change_over(loop, self._state_after(day, positions))
         return Updated(folder=self.folder, day=day, report=report, drift=shifted, metric=self.metric)
@@ -397,15 +398,19 @@ class _Update:
     def _fill(self, model: Model, optimiser: torch.optim.Optimizer | None) -> None:
         carry_over(self.folder / BEST, model, self.changes, optimiser)
 
+    def _cut_off(self) -> dict[str, Any] | None:
+        """The state of this update's training, where it was cut off; what another update left is removed."""
+        work = self.folder / WORK
+        state, _ = checkpoint.recover(work / LAST)
+        if state is not None and state.get(_OF) == self._signature():
+            return state
+        shutil.rmtree(work, ignore_errors=True)
+        return None
+
     def _fit(self, loop: Loop) -> Fit:
         """Train; the model of the loop is then the best validated one."""
         work = self.folder / WORK
-        state, _ = checkpoint.recover(work / LAST)
-        if state is None or state.get(_OF) != self._signature():  # of another update, or none
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir()
-            state = None
-        fit = loop.run_to(self.settings.epochs, done=None if state is None else work / LAST)
+        fit = loop.run_to(self.settings.epochs, done=None if self.cut_off is None else work / LAST)
         checkpoint.load(work / BEST, loop.model, loop.stepper.optimiser)
         return fit
 
