@@ -11,8 +11,8 @@ Every arm has the same tower, negatives, budget and trials, and its own store, w
     clicks@k   recall of what was clicked, mean over users
 
 What a user was shown before (for clicks@k: clicked on) is neither asked for nor listed. ``--search`` fits each arm with
-every trial of settings/watch/kuairand.toml; what has the best time@50 on the validation day is committed beside it, with
-its epochs.
+every trial of settings/watch/kuairand.toml; what has the best time@50 on the validation day is committed beside it,
+with its epochs.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,11 @@ from tests.stores import make_store
 from twotower.config import dump_run
 from twotower.data.held_out import held_out
 from twotower.data.splits import TEST, TRAIN
+from twotower.schema import Interactions
+from twotower.settings import Codec
 from twotower.training.loop import open_or_ingest
+
+PAGE = (SETTINGS.parents[1] / "docs" / "watch-time.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -76,9 +82,14 @@ def test_time_is_asked_as_a_share_of_each_users_and_of_all() -> None:
 def test_the_page_tells_what_was_measured() -> None:
     """Every number of the table is in the kept results."""
     kept = json.loads((SETTINGS.parent / "results" / "watch" / f"{NAME}.json").read_text(encoding="utf-8"))
-    page = (SETTINGS.parents[1] / "docs" / "watch-time.md").read_text(encoding="utf-8")
     for row in (*ARMS, "popularity"):
-        (line,) = [line for line in page.splitlines() if line.startswith(f"| `{row}` |") and line.count("|") > 4]
+        (line,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{row}` |") and line.count("|") > 4]
         cells = [cell.split(" ± ")[0].strip(" *") for cell in line.split("|")[3:-1]]
         expected = kept["metrics"][row]
         assert cells == [f"{value:.4f}".removeprefix("0") for value in expected.values()]
+
+
+def test_the_schema_of_the_page_is_an_arm() -> None:
+    (toml,) = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    shown = Codec().decode(Interactions, tomllib.loads(toml)["schema"]["interactions"], "schema.interactions")
+    assert shown == ARMS["clicks-watched"]

@@ -321,10 +321,8 @@ class _Look:
         yield compare_shares(self.of, "missing", *missing)
         present = _present(both, missing)
         if isinstance(self.vocabulary, Vocabulary):
-            first = self.vocabulary.n_values
-            yield compare_shares(
-                self.of, "unknown", *(Values(value=values.value >= first, group=values.group) for values in present)
-            )
+            unknown = [Values(value=self.vocabulary.in_buckets(v.value), group=v.group) for v in present]
+            yield compare_shares(self.of, "unknown", *unknown)
         if not self.is_id:
             yield compare_rows(self.of, *present)
 
