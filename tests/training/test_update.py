@@ -513,26 +513,41 @@ def test_another_update_does_not_go_on_with_what_was_cut_off(
     assert without_times(bytes_of(two)) == without_times(bytes_of(one))
 
 
-@pytest.mark.parametrize("at_", ["before the rename", "after it"])
+@pytest.mark.parametrize("at_", ["before it", "between its renames", "before the old one goes", "after it"])
 def test_cut_off_about_the_change_over(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_: str) -> None:
     one, two = copy_of(first, tmp_path / "one"), copy_of(first, tmp_path / "two")
-    updated(one, day_of(FIRST_DAYS))
-    save = checkpoint.save
+    for model in (one, two):
+        updated(model, day_of(FIRST_DAYS))
+    updated(one, day_of(FIRST_DAYS + 1))
+    save, rename, sync = checkpoint.save, Path.rename, checkpoint._sync
 
-    def dying(folder: Path, *args: Any, **kwargs: Any) -> None:
-        if folder.parent == two and at_ == "before the rename":
+    def dying_save(folder: Path, *args: Any, **kwargs: Any) -> None:
+        if folder == two / "best" and at_ == "before it":
             raise Killed
         save(folder, *args, **kwargs)
-        if folder.parent == two:
+        if folder == two / "best":
             raise Killed
 
+    def dying_rename(self: Path, target: Path) -> Path:
+        if self == two / "best.partial" and at_ == "between its renames":
+            raise Killed
+        return rename(self, target)
+
+    def dying_sync(path: Path) -> None:
+        if path == two and at_ == "before the old one goes":
+            raise Killed
+        sync(path)
+
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", dying)
+        patch.setattr(checkpoint, "save", dying_save)
+        patch.setattr(Path, "rename", dying_rename)
+        patch.setattr(checkpoint, "_sync", dying_sync)
         with pytest.raises(Killed):
-            updated(two, day_of(FIRST_DAYS))
+            updated(two, day_of(FIRST_DAYS + 1))
     assert len(recommend(two, {"user": "u0"})) == 10
-    again = updated(two, day_of(FIRST_DAYS))
-    assert (again.day is None) == (at_ == "after it")
+    is_over = at_ in ("before the old one goes", "after it")
+    assert len(history(two).days) == 1 + is_over
+    assert (updated(two, day_of(FIRST_DAYS + 1)).day is None) == is_over
     assert without_times(bytes_of(two)) == without_times(bytes_of(one))
 
 
