@@ -39,7 +39,7 @@ from twotower.data.store import Store
 from twotower.data.streams import Folder
 from twotower.errors import ArtifactError, ConfigError, DataError
 from twotower.negatives import InBatch
-from twotower.schema import Interactions, Number, Schema
+from twotower.schema import Id, Interactions, Number, Schema
 from twotower.training import (
     Days,
     Retriever,
@@ -243,6 +243,19 @@ def test_a_day_given_twice_does_nothing(model: Path, capsys: pytest.CaptureFixtu
     assert bytes_of(model) == before
     more = updated(model, day_of(FIRST_DAYS), day_of(FIRST_DAYS + 1)).day
     assert (more.n_events, more.n_repeats) == (USERS * A_DAY, USERS * A_DAY)
+
+
+def test_values_that_wait_are_counted_once(tmp_path: Path) -> None:
+    """Two events of an item are one too few for a row of its own in the table, however often they are given."""
+    schema = replace(SCHEMA, item={"item": Id(column="item", min_count=3)})
+    model = trained(tmp_path / "at", schema=schema)
+    news = [*at(FIRST_DAYS, "u0", "fresh"), *at(FIRST_DAYS, "u2", "fresh")]
+    assert updated(model, news).day is not None
+    size, before = store_of(model).encoders.table_sizes["item"], bytes_of(model)
+    assert updated(model, news).day is None
+    assert bytes_of(model) == before
+    assert updated(model, news, at(FIRST_DAYS + 1, "u4", "fresh")).day is not None
+    assert store_of(model).encoders.table_sizes["item"] == size + 1
 
 
 def test_late_events_go_where_their_time_puts_them(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -636,6 +649,12 @@ def test_forgotten_queries_leave_nothing(knowing: Path, tmp_path: Path, n_update
         stays = [row for row in range(len(next(iter(tensors.values())))) if side == "item" or row not in rows]
         for name, was in rows_by_table(model)[side].items():
             assert torch.equal(was[stays], tensors[name][stays]), name
+    after = {name.rpartition(".")[2]: tensor for name, tensor in rows_by_table(model)["user"].items()}
+    met = after["weight"][after["met_R"]]
+    assert after.keys() == {"weight", "met_R", "accumulator_R"}
+    assert not after["met_R"][rows].any()
+    assert (after["accumulator_R"][rows] == 0).all()
+    assert torch.allclose(after["weight"][rows], met.mean(0).expand(2, -1), atol=1e-6)
 
 
 def test_who_comes_next_has_the_row_and_nothing_else(knowing: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from ..data.ingest import IngestReport
 from ..data.lock import locked
 from ..data.readers import Source
 from ..data.splits import SHOWN, Parts
-from ..data.store import Store, read_manifest
+from ..data.store import WAITING, Store, read_manifest
 from ..data.streams import Position, Stream, follow
 from ..errors import ConfigError, DataError, TwoTowerError
 from ..evaluation import MODEL
@@ -245,7 +245,7 @@ class _Update:
         )
         if not self.quiet:
             print(report.render())
-        if _files(self.store) == _files(self.base):
+        if self._is_nothing(report, are_listed=queries is not None or items is not None):
             self._stay(positions)
             return Updated(folder=self.folder, day=None, report=report, drift=None, metric=self.metric)
         self.cut_off = self._cut_off()
@@ -284,6 +284,15 @@ class _Update:
             self._tidy(self.base)
             raise
         return report
+
+    def _is_nothing(self, report: IngestReport, *, are_listed: bool) -> bool:
+        """Whether events, ids and what is known of them are as they were; values that wait are not counted again with
+        events that repeat."""
+        assert report.growth is not None
+        if not report.growth.is_nothing:
+            return False
+        before, after = ({**_files(store), WAITING: None} for store in (self.base, self.store))
+        return not are_listed or before == after
 
     # ------------------------------------------------------------ what is trained on
 
