@@ -40,6 +40,7 @@ from twotower.data.streams import Folder
 from twotower.errors import ArtifactError, ConfigError, DataError
 from twotower.negatives import InBatch
 from twotower.schema import Id, Interactions, Number, Schema
+from twotower.towers import Graph, TwoTower
 from twotower.training import (
     Days,
     Retriever,
@@ -655,6 +656,25 @@ def test_forgotten_queries_leave_nothing(knowing: Path, tmp_path: Path, n_update
     assert not after["met_R"][rows].any()
     assert (after["accumulator_R"][rows] == 0).all()
     assert torch.allclose(after["weight"][rows], met.mean(0).expand(2, -1), atol=1e-6)
+
+
+@pytest.mark.parametrize("n_updates", [0, 1])
+def test_a_graph_without_them_knows_no_more_than_before(tmp_path: Path, n_updates: int) -> None:
+    """Its edges are the pairs that were known to the model, held-out ones not among them, without theirs."""
+    events = [event for day in range(FIRST_DAYS) for event in day_of(day)]
+    model = trained(
+        tmp_path / "at", [*events, *at(2, SECRET, "i0", "i3")], towers=TwoTower(dim=8, graph=Graph(layers=1))
+    )
+    for day in range(n_updates):
+        updated(model, day_of(FIRST_DAYS + day))
+    store = store_of(model)
+    unknown = held_out_for_good(store, 0.2) if n_updates else open_model(model)[0].split.assign(store) > 0
+    unknown |= np.asarray(store.query_row) == row_of(model, "user", SECRET)
+    known = {(q, i) for q, i in zip(store.query_row[~unknown].tolist(), store.item_row[~unknown].tolist(), strict=True)}
+    forget(model, [SECRET])
+    edge_2E = checkpoint.read_tensors(model / "best")[0]["towers.graph.edge_2E"]
+    assert len(known) > 200
+    assert set(zip(*edge_2E.tolist(), strict=True)) == known
 
 
 def test_who_comes_next_has_the_row_and_nothing_else(knowing: Path, tmp_path: Path) -> None:

@@ -259,8 +259,9 @@ class _Update:
         report = self._grow(forget=queries)
         assert report.growth is not None
         with settings_of(self.run_.training):
-            part_E = np.full(self.store.n_events, PARTS["train"], np.int8)
-            loop = self._loop(np.arange(self.store.n_events), part_E)
+            part_E = self._parts()
+            part_E[self._fresh()] = PARTS["test"]  # the model stays one that does not know them
+            loop = self._loop(np.flatnonzero(part_E == PARTS["train"]), part_E)
             self._fill(loop.model, loop.stepper.optimiser)
         self._change_over(loop, {**self.state, **self._first_held_out(), "store": self._relative(self.store)})
         assert self.run_.data is not None
@@ -295,6 +296,9 @@ class _Update:
         return not are_listed or before == after
 
     # ------------------------------------------------------------ what is trained on
+
+    def _parts(self) -> Parts:
+        return parts_of_arrivals(self.store, share=self.settings.valid, days=self.settings.valid_days)
 
     def _fresh(self) -> NDArray[np.bool_]:
         """[E] taken events that no training has seen, those held out for good among them."""
@@ -332,7 +336,7 @@ class _Update:
     def _trained(self, report: IngestReport, name: str) -> tuple[Day, Drift | None, Loop]:
         """What there is to say of the update, and a loop with the model that stays."""
         store, fresh = self.store, self._fresh()
-        part_E = parts_of_arrivals(store, share=self.settings.valid, days=self.settings.valid_days)
+        part_E = self._parts()
         is_trained_on = (part_E == PARTS["train"]) & ~held_out_for_good(store, self.settings.valid)
         news, old = np.flatnonzero(is_trained_on & fresh), np.flatnonzero(is_trained_on & ~fresh)
         arrived = np.flatnonzero(_is_taken(store) & (np.asarray(store.arrived) == self.number))
