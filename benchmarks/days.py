@@ -48,7 +48,7 @@ from twotower.data.changes import changes
 from twotower.data.held_out import PARTS, HeldOut, held_out
 from twotower.data.store import Store
 from twotower.evaluation import MODEL
-from twotower.training import train, update
+from twotower.training import history, train, update
 from twotower.training.carry import carry_over
 from twotower.training.loop import Loop, batches_of, measured, settings_of
 from twotower.training.recorder import Recorder
