@@ -39,7 +39,8 @@ from twotower.data.store import Store
 from twotower.data.streams import Folder
 from twotower.errors import ArtifactError, ConfigError, DataError
 from twotower.negatives import InBatch
-from twotower.schema import Interactions, Number, Schema
+from twotower.schema import Id, Interactions, Number, Schema
+from twotower.towers import Graph, TwoTower
 from twotower.training import (
     Days,
     Retriever,
@@ -243,6 +244,19 @@ def test_a_day_given_twice_does_nothing(model: Path, capsys: pytest.CaptureFixtu
     assert bytes_of(model) == before
     more = updated(model, day_of(FIRST_DAYS), day_of(FIRST_DAYS + 1)).day
     assert (more.n_events, more.n_repeats) == (USERS * A_DAY, USERS * A_DAY)
+
+
+def test_values_that_wait_are_counted_once(tmp_path: Path) -> None:
+    """Two events of an item are one too few for a row of its own in the table, however often they are given."""
+    schema = replace(SCHEMA, item={"item": Id(column="item", min_count=3)})
+    model = trained(tmp_path / "at", schema=schema)
+    news = [*at(FIRST_DAYS, "u0", "fresh"), *at(FIRST_DAYS, "u2", "fresh")]
+    assert updated(model, news).day is not None
+    size, before = store_of(model).encoders.table_sizes["item"], bytes_of(model)
+    assert updated(model, news).day is None
+    assert bytes_of(model) == before
+    assert updated(model, news, at(FIRST_DAYS + 1, "u4", "fresh")).day is not None
+    assert store_of(model).encoders.table_sizes["item"] == size + 1
 
 
 def test_late_events_go_where_their_time_puts_them(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -513,26 +527,41 @@ def test_another_update_does_not_go_on_with_what_was_cut_off(
     assert without_times(bytes_of(two)) == without_times(bytes_of(one))
 
 
-@pytest.mark.parametrize("at_", ["before the rename", "after it"])
+@pytest.mark.parametrize("at_", ["before it", "between its renames", "before the old one goes", "after it"])
 def test_cut_off_about_the_change_over(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_: str) -> None:
     one, two = copy_of(first, tmp_path / "one"), copy_of(first, tmp_path / "two")
-    updated(one, day_of(FIRST_DAYS))
-    save = checkpoint.save
+    for model in (one, two):
+        updated(model, day_of(FIRST_DAYS))
+    updated(one, day_of(FIRST_DAYS + 1))
+    save, rename, sync = checkpoint.save, Path.rename, checkpoint._sync
 
-    def dying(folder: Path, *args: Any, **kwargs: Any) -> None:
-        if folder.parent == two and at_ == "before the rename":
+    def dying_save(folder: Path, *args: Any, **kwargs: Any) -> None:
+        if folder == two / "best" and at_ == "before it":
             raise Killed
         save(folder, *args, **kwargs)
-        if folder.parent == two:
+        if folder == two / "best":
             raise Killed
 
+    def dying_rename(self: Path, target: Path) -> Path:
+        if self == two / "best.partial" and at_ == "between its renames":
+            raise Killed
+        return rename(self, target)
+
+    def dying_sync(path: Path) -> None:
+        if path == two and at_ == "before the old one goes":
+            raise Killed
+        sync(path)
+
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", dying)
+        patch.setattr(checkpoint, "save", dying_save)
+        patch.setattr(Path, "rename", dying_rename)
+        patch.setattr(checkpoint, "_sync", dying_sync)
         with pytest.raises(Killed):
-            updated(two, day_of(FIRST_DAYS))
+            updated(two, day_of(FIRST_DAYS + 1))
     assert len(recommend(two, {"user": "u0"})) == 10
-    again = updated(two, day_of(FIRST_DAYS))
-    assert (again.day is None) == (at_ == "after it")
+    is_over = at_ in ("before the old one goes", "after it")
+    assert len(history(two).days) == 1 + is_over
+    assert (updated(two, day_of(FIRST_DAYS + 1)).day is None) == is_over
     assert without_times(bytes_of(two)) == without_times(bytes_of(one))
 
 
@@ -621,6 +650,31 @@ def test_forgotten_queries_leave_nothing(knowing: Path, tmp_path: Path, n_update
         stays = [row for row in range(len(next(iter(tensors.values())))) if side == "item" or row not in rows]
         for name, was in rows_by_table(model)[side].items():
             assert torch.equal(was[stays], tensors[name][stays]), name
+    after = {name.rpartition(".")[2]: tensor for name, tensor in rows_by_table(model)["user"].items()}
+    met = after["weight"][after["met_R"]]
+    assert after.keys() == {"weight", "met_R", "accumulator_R"}
+    assert not after["met_R"][rows].any()
+    assert (after["accumulator_R"][rows] == 0).all()
+    assert torch.allclose(after["weight"][rows], met.mean(0).expand(2, -1), atol=1e-6)
+
+
+@pytest.mark.parametrize("n_updates", [0, 1])
+def test_a_graph_without_them_knows_no_more_than_before(tmp_path: Path, n_updates: int) -> None:
+    """Its edges are the pairs that were known to the model, held-out ones not among them, without theirs."""
+    events = [event for day in range(FIRST_DAYS) for event in day_of(day)]
+    model = trained(
+        tmp_path / "at", [*events, *at(2, SECRET, "i0", "i3")], towers=TwoTower(dim=8, graph=Graph(layers=1))
+    )
+    for day in range(n_updates):
+        updated(model, day_of(FIRST_DAYS + day))
+    store = store_of(model)
+    unknown = held_out_for_good(store, 0.2) if n_updates else open_model(model)[0].split.assign(store) > 0
+    unknown |= np.asarray(store.query_row) == row_of(model, "user", SECRET)
+    known = {(q, i) for q, i in zip(store.query_row[~unknown].tolist(), store.item_row[~unknown].tolist(), strict=True)}
+    forget(model, [SECRET])
+    edge_2E = checkpoint.read_tensors(model / "best")[0]["towers.graph.edge_2E"]
+    assert len(known) > 200
+    assert set(zip(*edge_2E.tolist(), strict=True)) == known
 
 
 def test_who_comes_next_has_the_row_and_nothing_else(knowing: Path, tmp_path: Path) -> None:
