@@ -3,7 +3,8 @@
     python -m benchmarks.days online-retail [--work FOLDER] [--since 2011-06-10] [--until DATE] [--full-every 10]
 
 Everything before ``--since`` is trained on; then each day is asked for and only then trained on, as ``twotower update``
-does it. Measured is recall of what each customer buys on the day, over the full catalogue, by a model that has not seen it:
+does it. Measured is recall of what each customer buys on the day, over the full catalogue, by a model that has not seen
+the day:
 
     frozen    trained once, before the first day; it knows new items by their words and customers by what they bought
     daily     updated after each day
@@ -48,7 +49,7 @@ from twotower.data.changes import changes
 from twotower.data.held_out import PARTS, HeldOut, held_out
 from twotower.data.store import Store
 from twotower.evaluation import MODEL
-from twotower.training import train, update
+from twotower.training import history, train, update
 from twotower.training.carry import carry_over
 from twotower.training.loop import Loop, batches_of, measured, settings_of
 from twotower.training.recorder import Recorder

@@ -83,7 +83,7 @@ class Updated:
             return f"nothing new arrived: the model is as it was: {self.folder}"
         day, found = self.day, []
         if self.drift is not None and self.drift.shifted:
-            found += [f"shifted: {', '.join(day.shifted)}"]
+            found += [f"shifted: {line.in_words()}" for line in self.drift.shifted]
         if day.served is not None:
             found += [f"{self.metric} {day.served:.4f} on what arrived, before training on it"]
         verdict = "kept" if day.kept else "not kept, the model stays as it was and trains on this with the next update"
