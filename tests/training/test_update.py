@@ -887,3 +887,19 @@ def test_a_run_without_a_section_of_updates(model: Path) -> None:
 def test_before_any_update_there_is_no_history(model: Path) -> None:
     assert history(model) == Days(metric="recall@10", days=())
     assert history(model).render() == "no update yet: twotower update MODEL --interactions NEW"
+
+
+def test_products_stay_those_the_model_was_trained_with(once: Path, tmp_path: Path) -> None:
+    """Unless they are not sound on this machine: bits depend on them, not on how busy it is."""
+    faster = Matmul(precision="medium", seconds={}, error={"medium": 1e-7})
+    rounding = Matmul(precision="highest", seconds={}, error={"medium": 3e-3})
+    model, found = copy_of(once, tmp_path), []
+    assert checkpoint.read_state(model / "best")["products"] == "highest"
+    for number, probed in enumerate((faster, rounding)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "probe", lambda probed=probed: probed)
+            updated(model, day_of(FIRST_DAYS + 1 + number))
+        state = checkpoint.read_state(model / "best")
+        found.append(state["products"])
+        checkpoint.write_state(model / "best", {**state, "products": "medium"})
+    assert found == ["highest", "highest"]

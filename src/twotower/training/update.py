@@ -248,8 +248,7 @@ class _Update:
         if self._is_nothing(report, are_listed=queries is not None or items is not None):
             self._stay(positions)
             return Updated(folder=self.folder, day=None, report=report, drift=None, metric=self.metric)
-        self.cut_off = self._cut_off()
-        with settings_of(self.run_.training, None if self.cut_off is None else self.cut_off["products"]):
+        with settings_of(self.run_.training, self.state["products"]) as self.products:
             day, shifted, loop = self._trained(report, name)
         self._change_over(loop, self._state_after(day, positions))
         return Updated(folder=self.folder, day=day, report=report, drift=shifted, metric=self.metric)
@@ -258,7 +257,7 @@ class _Update:
         """The model without some queries."""
         report = self._grow(forget=queries)
         assert report.growth is not None
-        with settings_of(self.run_.training):
+        with settings_of(self.run_.training, self.state["products"]):
             part_E = self._parts()
             part_E[self._fresh()] = PARTS["test"]  # the model stays one that does not know them
             loop = self._loop(np.flatnonzero(part_E == PARTS["train"]), part_E)
@@ -412,19 +411,19 @@ class _Update:
     def _fill(self, model: Model, optimiser: torch.optim.Optimizer | None) -> None:
         carry_over(self.folder / BEST, model, self.changes, optimiser)
 
-    def _cut_off(self) -> dict[str, Any] | None:
-        """The state of this update's training, where it was cut off; what another update left is removed."""
+    def _is_begun(self) -> bool:
+        """Whether there is a training of this update to go on with; what another update left is removed."""
         work = self.folder / WORK
         state, _ = checkpoint.recover(work / LAST)
         if state is not None and state.get(_OF) == self._signature():
-            return state
+            return True
         shutil.rmtree(work, ignore_errors=True)
-        return None
+        return False
 
     def _fit(self, loop: Loop) -> Fit:
         """Train; the model of the loop is then the best validated one."""
         work = self.folder / WORK
-        fit = loop.run_to(self.settings.epochs, done=None if self.cut_off is None else work / LAST)
+        fit = loop.run_to(self.settings.epochs, done=work / LAST if self._is_begun() else None)
         checkpoint.load(work / BEST, loop.model, loop.stepper.optimiser)
         return fit
 
@@ -469,6 +468,7 @@ class _Update:
         return {
             "store": self._relative(self.store),
             "step": self.state["step"] + day.steps,
+            "products": self.products,
             **({"trained": self.number} if day.kept else self._trained_before()),
             "positions": self._positions_after(positions),
             "days": [*self.state.get("days", []), asdict(day)],
