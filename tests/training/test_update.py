@@ -39,7 +39,7 @@ from twotower.data.store import Store
 from twotower.data.streams import Folder
 from twotower.errors import ArtifactError, ConfigError, DataError
 from twotower.negatives import InBatch
-from twotower.schema import Id, Interactions, Number, Schema
+from twotower.schema import Categorical, Id, Interactions, Number, Schema
 from twotower.towers import Graph, TwoTower
 from twotower.training import (
     Days,
@@ -320,6 +320,32 @@ def test_items_alone(with_items: Path) -> None:
     before = bytes_of(with_items)
     assert update(with_items, items=catalogue(ITEMS + 1, size=0.5), quiet=True).day is None
     assert bytes_of(with_items) == before
+
+
+def test_queries_alone(tmp_path: Path) -> None:
+    """One more user, of whom nothing but the country is known, and another country of one that is there."""
+
+    def users(*countries: str) -> pa.Table:
+        return pa.table({"user": [f"u{user}" for user in range(len(countries))], "country": countries})
+
+    before = ["even" if user % 2 == 0 else "odd" for user in range(USERS)]
+    folder = tmp_path / "at"
+    folder.mkdir()
+    pa.parquet.write_table(users(*before), folder / "users.parquet")
+    schema = replace(SCHEMA, query={**SCHEMA.query, "country": Categorical(column="country")})
+    data = run_of(folder, str(folder / "events.parquet")).data
+    assert data is not None
+    model = trained(folder, schema=schema, data=replace(data, queries=(str(folder / "users.parquet"),)))
+    old = store_of(model)
+    day = update(model, queries=users("odd", *before[1:], "odd"), quiet=True).day
+    assert day is not None
+    assert (day.n_events, day.new_queries, day.new_items) == (0, 1, 0)
+    row_of_country = store_of(model).query.take(torch.arange(USERS + 1))["country"]
+    odd = old.query.take(torch.tensor([1]))["country"]
+    assert row_of_country[0] == row_of_country[USERS] == odd
+    assert torch.equal(row_of_country[1:USERS], old.query.take(torch.arange(1, USERS))["country"])
+    best = items_of(model, f"u{USERS}", k=10)
+    assert sum(int(item[1:]) % 2 for item in best) >= 8
 
 
 BAD: dict[str, Callable[[Path], object]] = {
