@@ -167,7 +167,7 @@ def test_equal_towers_give_equal_files(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_tower(tmp_path: Path) -> None:
     (tmp_path / "query.onnx").write_bytes(b"nothing")
-    with pytest.raises(ArtifactError, match="query.onnx: ONNX Runtime can't read it"):
+    with pytest.raises(ArtifactError, match=r"query\.onnx: ONNX Runtime can't read it"):
         ServedTower(tmp_path / "query.onnx")
 
 
