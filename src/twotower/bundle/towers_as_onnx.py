@@ -129,6 +129,7 @@ class _Graph:
     def _combined(self, tower: Tower) -> str:
         parts = [self._look_up(key, table, is_id) for key, table, is_id in tower.look_ups]
         for key, layer in zip(tower.vectors, tower.vector_layers, strict=True):
+            assert isinstance(layer, torch.nn.Linear)
             parts.append(self._linear(self._input(key, width=layer.in_features), layer, f"vector {key}"))
         if tower.numbers:
             columns = [self._node("Unsqueeze", self._input(key, number=True), self._axis(1)) for key in tower.numbers]

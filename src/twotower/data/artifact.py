@@ -86,6 +86,10 @@ class ArtifactKind:
             file.flush()
             os.fsync(file.fileno())
 
+    def fingerprint(self, manifest: Tree) -> str:
+        """Eight hexadecimal digits that tell folders of other content, as read manifests list it, apart."""
+        return f"{_crc_of_tree(manifest):08x}"
+
     def check_files(self, folder: Path, manifest: Tree, *, verify: bool) -> None:
         """Sizes of all files, and with ``verify`` their checksums (reads everything).
 

@@ -58,6 +58,11 @@ class RawQueries:
         """The columns a query may give, sorted."""
         return sorted({*self._columns["query"], *self._columns["context"], *self._keys})
 
+    @property
+    def reads_histories(self) -> bool:
+        """Whether the tower reads a query's latest items."""
+        return bool(self._histories)
+
     def row(self, query: RawQuery) -> int:
         """Row of a query's id; -1 where it has none or is new.
 

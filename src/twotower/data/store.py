@@ -174,7 +174,7 @@ def encode_schema(schema: Schema) -> Tree:
     return dict(Codec().encode(Schema, schema))
 
 
-def decode_schema(tree: object, folder: Path) -> Schema:
+def decode_schema(tree: object, folder: Path, kind: ArtifactKind = STORE) -> Schema:
     """What ``encode_schema`` was given.
 
     Raises:
@@ -183,7 +183,7 @@ def decode_schema(tree: object, folder: Path) -> Schema:
     try:
         schema: Schema = Codec().decode(Schema, tree, "schema")
     except TwoTowerError as error:
-        raise ArtifactError(f"{folder}: the store's schema can't be read ({error}): {_AGAIN}") from error
+        raise ArtifactError(f"{folder}: the {kind.name}'s schema can't be read ({error}): {kind.way_out}") from error
     return schema
 
 

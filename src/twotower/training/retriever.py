@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ..bundle.recommending import (
+    Lists,
+    Recommendation,
+    check_k,
+    item_row,
+    known_queries,
+    recommendations,
+    save_recommendations,
+)
 from ..config import Run, dump_run, load_run, parse_run, run_tree
 from ..data.batches import Histories
 from ..data.columns import Columns, RaggedArray
@@ -22,9 +32,9 @@ from ..data.held_out import HeldOut, seen_pairs
 from ..data.life import lives_of, period_of
 from ..data.raw_queries import RawQueries
 from ..data.store import Store
-from ..errors import ArtifactError, DataError
+from ..errors import ArtifactError
 from ..evaluation import top_k
-from ..records import Features, LiveAt, Ragged
+from ..records import Features, LiveAt, Ragged, running_sum
 from ..settings import Tree
 from ..towers import TwoTower
 from . import checkpoint
@@ -36,14 +46,6 @@ CHUNK = 4096
 RUN, BEST, LAST = "run.toml", "best", "last"
 STORES = "stores"
 """Folder in that of a model: its store, once it was updated."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recommendation:
-    """One item and its score."""
-
-    item: str
-    score: float
 
 
 def encode_catalogue(towers: TwoTower, store: Store) -> Tensor:
@@ -101,7 +103,6 @@ class Retriever:
         self.run, self.store, self.towers = run, store, towers.eval()
         towers.settle()
         self._item_MD: Tensor | None = None
-        self._seen: Ragged | None = None
         self._live = _live_at_end(store, towers.device)
 
     @staticmethod
@@ -157,42 +158,76 @@ class Retriever:
 
         Raises DataError for an unknown column, a value of the wrong type, or a query of which nothing is known.
         """
-        if k < 1:
-            raise DataError(f"k: found {k}, expected at least 1")
+        check_k(k)
         row = self.raw_queries.row(query)
         columns = Columns(self.raw_queries.encode([query], np.array([row])), 1)
         query_1D = self.encode_queries(columns)
         exclude = self._seen_of(row) if filter_seen else self._itself(row)
         best = top_k(query_1D, self.item_MD, min(k, self.store.n_items), exclude=exclude, live=self._live)
-        rows = [r for r in best.row_Qk[0].tolist() if r >= 0]
-        ids = self.store.item_vocabulary.ids().take(pa.array(rows, pa.int64())).to_pylist()
-        return [Recommendation(item=i, score=s) for i, s in zip(ids, best.score_Qk[0].tolist(), strict=False)]
+        return recommendations(self.store.item_vocabulary, best.row_Qk[0].numpy(), best.score_Qk[0].numpy())
+
+    def similar(self, item: object, *, k: int = 10) -> list[Recommendation]:
+        """The k live items whose vectors have the greatest inner product with that of an item, without itself.
+
+        Raises DataError for an item that is not known.
+        """
+        check_k(k)
+        row = item_row(self.store.item_vocabulary, item)
+        itself = Ragged(offset=torch.tensor([0, 1]), value=torch.tensor([row]))
+        best = top_k(
+            self.item_MD[row : row + 1], self.item_MD, min(k, self.store.n_items), exclude=itself, live=self._live
+        )
+        return recommendations(self.store.item_vocabulary, best.row_Qk[0].numpy(), best.score_Qk[0].numpy())
+
+    def recommend_all(self, out: str | Path, *, k: int = 10, filter_seen: bool = True) -> int:
+        """``recommend`` for every known query, as Parquet: ``query``, ``rank``, ``item``, ``score``; returns the lines.
+
+        Raises DataError where queries have no ids, ArtifactError where ``out`` can't be written.
+        """
+        check_k(k)
+        vocabulary = self.store.query_vocabulary
+        row_Q = known_queries(vocabulary)
+        assert vocabulary is not None
+        return save_recommendations(out, vocabulary, self.store.item_vocabulary, self._all(row_Q, k, filter_seen))
+
+    def _all(self, row_Q: NDArray[np.int64], k: int, filter_seen: bool) -> Iterator[Lists]:
+        for start in range(0, len(row_Q), CHUNK):
+            row_B = row_Q[start : start + CHUNK]
+            query_BD = self.encode_queries(Columns(self.raw_queries.encode_known(row_B), len(row_B)))
+            exclude = self.seen.take(torch.from_numpy(row_B)) if filter_seen else self._themselves(row_B)
+            live = None if self._live is None else self._live.take(torch.zeros(len(row_B), dtype=torch.int64))
+            best = top_k(query_BD, self.item_MD, min(k, self.store.n_items), exclude=exclude, live=live)
+            yield row_B, best.row_Qk.cpu().numpy(), best.score_Qk.cpu().numpy()
 
     def _itself(self, row: int) -> Ragged | None:
         """The query's own item, where queries are items: it is no result for itself, filtered or not."""
-        own = self.store.query_item_row
-        if own is None or row < 0 or own[row] < 0:
+        return None if row < 0 else self._themselves(np.array([row]))
+
+    def _themselves(self, row_B: NDArray[np.int64]) -> Ragged | None:
+        if self.store.query_item_row is None:
             return None
-        return Ragged(offset=torch.tensor([0, 1]), value=torch.tensor([int(own[row])]))
+        own_B = torch.from_numpy(np.asarray(self.store.query_item_row)[row_B].astype(np.int64))
+        return Ragged(offset=running_sum((own_B >= 0).long()), value=own_B[own_B >= 0])
 
     def _seen_of(self, row: int) -> Ragged | None:
         """Items a query took in any event, and its own item where queries are items."""
-        if row < 0:
-            return None
-        if self._seen is None:
-            self._seen = _all_seen(self.store)
-        return self._seen.take(torch.tensor([row]))
+        return None if row < 0 else self.seen.take(torch.tensor([row]))
+
+    @cached_property
+    def seen(self) -> Ragged:
+        """[n_queries] lists of the items each query took, rising, and its own item where queries are items."""
+        return _all_seen(self.store)
+
+
+def _all_seen(store: Store) -> Ragged:
+    pairs = seen_pairs(store, store.taken_events())
+    return Ragged(offset=pairs.offset, value=pairs.item)
 
 
 def recent_items(store: Store) -> RaggedArray:
     """[n_queries] lists of the items each query took, oldest first."""
     histories = Histories(store, store.taken_events())
     return RaggedArray(offset=histories.offset.numpy(), value=histories.item.numpy())
-
-
-def _all_seen(store: Store) -> Ragged:
-    pairs = seen_pairs(store, store.taken_events())
-    return Ragged(offset=pairs.offset, value=pairs.item)
 
 
 def _live_at_end(store: Store, device: torch.device) -> LiveAt | None:
