@@ -6,7 +6,7 @@
     scoring     similarity, correction, tiles     optimisers  how parameters move
     config      a run: all settings, as TOML      training    train, evaluate, recommend
     evaluation  top-k, metrics, calibration       auditing    what a run's negatives are
-    cli         the command line
+    bundle      what is served, without torch     cli         the command line
     records     Batch, Block, Candidates, Encoded: who knows these knows the program
 
 The names below are the public API. They are imported when first used: ``import twotower`` does not import torch.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .auditing import Audit, audit
+    from .bundle import Bundle, Recommendation
     from .config import (
         Arm,
         Data,
@@ -127,18 +128,21 @@ if TYPE_CHECKING:
     from .training import (
         Day,
         Days,
+        Exported,
         Forgotten,
-        Recommendation,
         Retriever,
         Trained,
         Trial,
         Tuned,
         Updated,
         evaluate,
+        export,
         forget,
         history,
         recommend,
+        recommend_all,
         save_vectors,
+        similar,
         train,
         tune,
         update,
@@ -177,6 +181,7 @@ __all__ = [
     "BinaryCrossEntropy",
     "Block",
     "BucketedSoftmax",
+    "Bundle",
     "Candidates",
     "Catalogue",
     "Categorical",
@@ -193,6 +198,7 @@ __all__ = [
     "Encoded",
     "Evaluation",
     "ExactFrequency",
+    "Exported",
     "Facts",
     "Feature",
     "FirstViolation",
@@ -281,6 +287,7 @@ __all__ = [
     "drift",
     "dump_run",
     "evaluate",
+    "export",
     "extend",
     "forget",
     "frequency_report",
@@ -291,7 +298,9 @@ __all__ = [
     "load_run",
     "parse_run",
     "recommend",
+    "recommend_all",
     "save_vectors",
+    "similar",
     "stream_of",
     "train",
     "tune",
@@ -301,6 +310,7 @@ __all__ = [
 
 _NAMES_OF = {
     "auditing": "Audit audit",
+    "bundle": "Bundle Recommendation",
     "config": "Arm Data Evaluation Range Run Training Tune Update dump_run ingest_run load_run parse_run",
     "data.extend": "extend",
     "data.infer": "init",
@@ -326,8 +336,8 @@ _NAMES_OF = {
     "schema": "Categorical Categories Feature History Id Interactions Life Number Reward Schema Seed Text Time Vector",
     "tables": "TableSettings",
     "towers": "Graph SvdStart Tower TwoTower",
-    "training": "Day Days Forgotten Recommendation Retriever Trained Trial Tuned Updated evaluate forget "
-    "history recommend save_vectors train tune update update_from",
+    "training": "Day Days Exported Forgotten Retriever Trained Trial Tuned Updated evaluate export forget "
+    "history recommend recommend_all save_vectors similar train tune update update_from",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 
