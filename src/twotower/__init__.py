@@ -17,6 +17,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .auditing import Audit, audit
     from .bundle import Bundle, Recommendation
@@ -148,8 +150,6 @@ if TYPE_CHECKING:
         update,
         update_from,
     )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AHNS",
