@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .errors import ArtifactError, ConfigError, DataError, SchemaError, TwoTowerError
     from .evaluation import Drift, drift, frequency_report
     from .frequency import ExactFrequency, Frequency, StreamingFrequency
-    from .index import HNSW, IVFPQ, IVFSQ8, LSH, Exact, Found, Index, IndexSettings
+    from .index import HNSW, IVFPQ, IVFSQ8, LSH, Exact, Found, Index, IndexReport, IndexSettings
     from .losses import (
         BPR,
         CCL,
@@ -129,16 +129,19 @@ if TYPE_CHECKING:
         Day,
         Days,
         Forgotten,
+        Indexed,
         Recommendation,
         Retriever,
         Trained,
         Trial,
         Tuned,
         Updated,
+        build_index,
         evaluate,
         forget,
         history,
         recommend,
+        report_index,
         save_vectors,
         train,
         tune,
@@ -217,7 +220,9 @@ __all__ = [
     "Impressions",
     "InBatch",
     "Index",
+    "IndexReport",
     "IndexSettings",
+    "Indexed",
     "IngestReport",
     "Interactions",
     "Kafka",
@@ -287,6 +292,7 @@ __all__ = [
     "Vector",
     "Warp",
     "audit",
+    "build_index",
     "drift",
     "dump_run",
     "evaluate",
@@ -300,6 +306,7 @@ __all__ = [
     "load_run",
     "parse_run",
     "recommend",
+    "report_index",
     "save_vectors",
     "stream_of",
     "train",
@@ -322,7 +329,7 @@ _NAMES_OF = {
     "evaluation": "Drift drift frequency_report",
     "errors": "ArtifactError ConfigError DataError SchemaError TwoTowerError",
     "frequency": "ExactFrequency Frequency StreamingFrequency",
-    "index": "HNSW IVFPQ IVFSQ8 LSH Exact Found Index IndexSettings",
+    "index": "HNSW IVFPQ IVFSQ8 LSH Exact Found Index IndexReport IndexSettings",
     "losses": "BPR CCL GBCE NCE SGNS AdapTau AdaptiveMargin AdaptiveTemperature AdvInfoNCE BilateralSoftmax "
     "BinaryCrossEntropy BucketedSoftmax HierarchicalSoftmax Loss Losses Margin Perturbed RowLoss SampledSoftmax "
     "SquaredGramian Symmetric Warp",
@@ -336,8 +343,8 @@ _NAMES_OF = {
     "schema": "Categorical Categories Feature History Id Interactions Life Number Reward Schema Seed Text Time Vector",
     "tables": "TableSettings",
     "towers": "Graph SvdStart Tower TwoTower",
-    "training": "Day Days Forgotten Recommendation Retriever Trained Trial Tuned Updated evaluate forget "
-    "history recommend save_vectors train tune update update_from",
+    "training": "Day Days Forgotten Indexed Recommendation Retriever Trained Trial Tuned Updated build_index evaluate "
+    "forget history recommend report_index save_vectors train tune update update_from",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 

@@ -241,12 +241,13 @@ class Index:
         *,
         allowed: Mask | None = None,
         excluded: Sequence[Rows] | None = None,
+        exact: bool = False,
     ) -> Found:
         """The k items with the greatest inner product with each query.
 
         ``allowed`` says which rows may be found (rows beyond its end may not); ``excluded`` holds rows that a query
         must not find, an array a query. k items come back wherever there are k: where an approximate search finds
-        fewer, all items are looked at.
+        fewer, all items are looked at, as they are with ``exact``.
 
         Raises:
             DataError: queries of another width or not finite, a mask that is none, not one array a query.
@@ -259,7 +260,7 @@ class Index:
             allowed = _mask(allowed, content.n_rows)
         if excluded is not None and len(excluded) != len(query_BD):
             raise DataError(f"excluded: found {len(excluded)} arrays, expected one for each of {len(query_BD)} queries")
-        key_Bk = self._search_base(content, query_BD, k, allowed, excluded)
+        key_Bk = self._search_base(content, query_BD, k, allowed, excluded, exact)
         if len(content.delta_row_d):
             delta_Bk = nearest(
                 query_BD,
@@ -273,12 +274,18 @@ class Index:
         return Found(row_Bk=rows_of(key_Bk), score_Bk=scores_of(key_Bk))
 
     def _search_base(
-        self, content: Content, query_BD: Vectors, k: int, allowed: Mask | None, excluded: Sequence[Rows] | None
+        self,
+        content: Content,
+        query_BD: Vectors,
+        k: int,
+        allowed: Mask | None,
+        excluded: Sequence[Rows] | None,
+        exact: bool,
     ) -> Keys:
         """[B, k] keys of what the base finds."""
         wanted_M = content.live_M if allowed is None else content.live_M & allowed[: len(content.live_M)]
         n_wanted = int(np.count_nonzero(wanted_M))
-        if content.structure is None or n_wanted <= (EXACT_BELOW if allowed is not None else k):
+        if exact or content.structure is None or n_wanted <= (EXACT_BELOW if allowed is not None else k):
             return _nearest_of(content, query_BD, k, wanted_M, n_wanted, excluded)
         settings = cast(Approximate, self._settings)
         row_n = content.structure_row_n

@@ -10,9 +10,11 @@ whose vectors are then multiplied with the query's.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import ConfigError
+from ..settings import Codec, Tree, override
 
 POINTS_PER_LIST = 40
 """Vectors that the centre of a list is learned from; Faiss asks for 39."""
@@ -110,6 +112,16 @@ IndexSettings = Exact | IVFSQ8 | IVFPQ | HNSW | LSH
 KINDS: tuple[type[IndexSettings], ...] = (Exact, IVFSQ8, IVFPQ, HNSW, LSH)
 SEARCH_SETTINGS = ("nprobe", "ef_search", "k_factor")
 """Those that a built index does not depend on."""
+CODEC = Codec(IndexSettings)
+
+
+def decode(kind: str, overrides: Sequence[str] = ()) -> IndexSettings:
+    """Settings by kind, with some changed, such as ``["nlist=4096"]``. Raises ConfigError where they don't fit."""
+    tree: Tree = {"kind": kind}
+    for setting in overrides:
+        tree = override(tree, setting)
+    settings: IndexSettings = CODEC.decode(IndexSettings, tree, "index")
+    return settings
 
 
 def default_nlist(n: int) -> int:

@@ -2,6 +2,7 @@
 
 from .days import Day, Days
 from .fuzzy import FuzzyPositives, Platt, fuzzy_positives
+from .indexed import Indexed, build_index, report_index
 from .loop import Trained, evaluate, recommend, train
 from .retriever import Recommendation, Retriever, save_vectors
 from .tune import tune
@@ -13,6 +14,7 @@ __all__ = [
     "Days",
     "Forgotten",
     "FuzzyPositives",
+    "Indexed",
     "Platt",
     "Recommendation",
     "Retriever",
@@ -20,11 +22,13 @@ __all__ = [
     "Trial",
     "Tuned",
     "Updated",
+    "build_index",
     "evaluate",
     "forget",
     "fuzzy_positives",
     "history",
     "recommend",
+    "report_index",
     "save_vectors",
     "train",
     "tune",
