@@ -6,7 +6,8 @@
     scoring     similarity, correction, tiles     optimisers  how parameters move
     config      a run: all settings, as TOML      training    train, evaluate, recommend
     evaluation  top-k, metrics, calibration       auditing    what a run's negatives are
-    bundle      what is served, without torch     cli         the command line
+    bundle      what is served, without torch     index       finding the best items quickly
+    cli         the command line
     records     Batch, Block, Candidates, Encoded: who knows these knows the program
 
 The names below are the public API. They are imported when first used: ``import twotower`` does not import torch.
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .errors import ArtifactError, ConfigError, DataError, SchemaError, TwoTowerError
     from .evaluation import Drift, drift, frequency_report
     from .frequency import ExactFrequency, Frequency, StreamingFrequency
+    from .index import HNSW, IVFPQ, IVFSQ8, LSH, Exact, Found, Index, IndexReport, IndexSettings
     from .losses import (
         BPR,
         CCL,
@@ -132,17 +134,20 @@ if TYPE_CHECKING:
         Days,
         Exported,
         Forgotten,
+        Indexed,
         Retriever,
         Trained,
         Trial,
         Tuned,
         Updated,
+        build_index,
         evaluate,
         export,
         forget,
         history,
         recommend,
         recommend_all,
+        report_index,
         save_vectors,
         similar,
         train,
@@ -159,7 +164,11 @@ __all__ = [
     "CCL",
     "DNS",
     "GBCE",
+    "HNSW",
     "IRGAN",
+    "IVFPQ",
+    "IVFSQ8",
+    "LSH",
     "MCNS",
     "NCE",
     "RNS",
@@ -197,6 +206,7 @@ __all__ = [
     "Drift",
     "Encoded",
     "Evaluation",
+    "Exact",
     "ExactFrequency",
     "Exported",
     "Facts",
@@ -204,6 +214,7 @@ __all__ = [
     "FirstViolation",
     "Folder",
     "Forgotten",
+    "Found",
     "Frequency",
     "FrequentThinning",
     "Gibbs",
@@ -215,6 +226,10 @@ __all__ = [
     "Id",
     "Impressions",
     "InBatch",
+    "Index",
+    "IndexReport",
+    "IndexSettings",
+    "Indexed",
     "IngestReport",
     "Interactions",
     "Kafka",
@@ -284,6 +299,7 @@ __all__ = [
     "Vector",
     "Warp",
     "audit",
+    "build_index",
     "drift",
     "dump_run",
     "evaluate",
@@ -299,6 +315,7 @@ __all__ = [
     "parse_run",
     "recommend",
     "recommend_all",
+    "report_index",
     "save_vectors",
     "similar",
     "stream_of",
@@ -323,6 +340,7 @@ _NAMES_OF = {
     "evaluation": "Drift drift frequency_report",
     "errors": "ArtifactError ConfigError DataError SchemaError TwoTowerError",
     "frequency": "ExactFrequency Frequency StreamingFrequency",
+    "index": "HNSW IVFPQ IVFSQ8 LSH Exact Found Index IndexReport IndexSettings",
     "losses": "BPR CCL GBCE NCE SGNS AdapTau AdaptiveMargin AdaptiveTemperature AdvInfoNCE BilateralSoftmax "
     "BinaryCrossEntropy BucketedSoftmax HierarchicalSoftmax Loss Losses Margin Perturbed RowLoss SampledSoftmax "
     "SquaredGramian Symmetric Warp",
@@ -336,8 +354,8 @@ _NAMES_OF = {
     "schema": "Categorical Categories Feature History Id Interactions Life Number Reward Schema Seed Text Time Vector",
     "tables": "TableSettings",
     "towers": "Graph SvdStart Tower TwoTower",
-    "training": "Day Days Exported Forgotten Retriever Trained Trial Tuned Updated evaluate export forget "
-    "history recommend recommend_all save_vectors similar train tune update update_from",
+    "training": "Day Days Exported Forgotten Indexed Retriever Trained Trial Tuned Updated build_index evaluate export "
+    "forget history recommend recommend_all report_index save_vectors similar train tune update update_from",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 
