@@ -325,7 +325,8 @@ def test_a_search_without_ids_of_queries(tmp_path: Path) -> None:
 def test_torch_is_not_needed_to_answer(folder: Path) -> None:
     code = (
         f"import sys; from twotower.bundle import Bundle; b = Bundle.open({str(folder)!r}, verify=True);"
-        "b.recommend({'user': 'u1'}, where={'kind': 'k1'}); b.encode_items([{'kind': 'k1'}]); b.similar('i1');"
+        "b.warm(); b.recommend({'user': 'u1'}, where={'kind': 'k1'}); b.encode_items([{'kind': 'k1'}]);"
+        "b.similar('i1');"
         "print([n for n in ('torch', 'onnx') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -101,6 +101,15 @@ class Bundle:
         """Eight hexadecimal digits that tell bundles of other content apart."""
         return BUNDLE.fingerprint(self.manifest)
 
+    def warm(self) -> None:
+        """Read and make what the first answers need, a second for a million items: look-ups of ids, the towers."""
+        for vocabulary in (self.items, self.queries, *self.encoders.vocabularies.values()):
+            if isinstance(vocabulary, Vocabulary):
+                vocabulary.own_rows(pa.array([""]))
+        nothing = {**self.encoders.encode_rows("query", [{}]), **self.encoders.encode_rows("context", [{}])}
+        self._search(self.query_tower(nothing, 1), 1, [_NOTHING], None)
+        self.encode_items([{}])
+
     @cached_property
     def item_tower(self) -> ServedTower:
         """Makes vectors of items that are not in the catalogue; opened when first used."""
@@ -236,7 +245,7 @@ class Bundle:
         allowed: NDArray[np.bool_] | None,
     ) -> Found:
         """[B, k] the best, less what each query must not get."""
-        most = max(1, min(k, self.index.n))
+        most = min(k, len(self.vectors))
         lists = excluded if any(len(rows) for rows in excluded) else None
         return self.index.search(query_BD, most, allowed=allowed, excluded=lists)
 
