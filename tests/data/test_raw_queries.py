@@ -63,11 +63,9 @@ def row_of(column: Column, at: int) -> list[float]:
 
 
 def history(store: Store, items: list[str]) -> list[float]:
-    """What the tower is to read of these items: rows in the order they came, each an equal part."""
-    return [
-        *store.item_vocabulary.rows(pa.array(items, pa.string())).tolist(),
-        *np.full(len(items), 1 / max(len(items), 1), np.float32).tolist(),
-    ]
+    """What the tower is to read of these items: rows of the table of ids in the order they came, each an equal part."""
+    row = store.encoders.vocabularies["item"].rows(pa.array(items, pa.string()))
+    return [*row.tolist(), *np.full(len(items), 1 / max(len(items), 1), np.float32).tolist()]
 
 
 def test_an_id_brings_what_is_stored(raw: RawQueries, store: Store, latest: list[list[str]]) -> None:
