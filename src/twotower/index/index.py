@@ -44,6 +44,8 @@ class Content:
     """Vectors of the base by catalogue row, perhaps a mapped file; rows that are not in it may hold anything."""
     live_M: Mask
     """Rows that are served from the base: in it, and neither deleted nor changed since."""
+    n_live: int
+    """How many these are: to count them takes as long as a search."""
     structure: Structure | None
     """What proposes rows of the base; None: all are looked at."""
     structure_row_n: Rows | None
@@ -67,6 +69,7 @@ class Content:
         return replace(
             self,
             live_M=live_M,
+            n_live=int(np.count_nonzero(live_M)),
             delta_row_d=self.delta_row_d[stays_d],
             delta_vector_dD=self.delta_vector_dD[stays_d],
         )
@@ -186,7 +189,7 @@ class Index:
     def n(self) -> int:
         """Items that can be found."""
         content = self._content
-        return int(content.live_M.sum()) + len(content.delta_row_d)
+        return content.n_live + len(content.delta_row_d)
 
     @property
     def n_rows(self) -> int:
@@ -197,7 +200,7 @@ class Index:
     def stale_share(self) -> float:
         """Changes since it was built, as a share of what was built; beyond a tenth, ``compact`` pays."""
         content = self._content
-        gone = content.n_built - int(content.live_M.sum())
+        gone = content.n_built - content.n_live
         return (gone + len(content.delta_row_d)) / max(content.n_built, 1)
 
     @property
@@ -283,8 +286,10 @@ class Index:
         exact: bool,
     ) -> Keys:
         """[B, k] keys of what the base finds."""
-        wanted_M = content.live_M if allowed is None else content.live_M & allowed[: len(content.live_M)]
-        n_wanted = int(np.count_nonzero(wanted_M))
+        wanted_M, n_wanted = content.live_M, content.n_live
+        if allowed is not None:
+            wanted_M = wanted_M & allowed[: len(wanted_M)]
+            n_wanted = int(np.count_nonzero(wanted_M))
         settings = cast(Approximate, self._settings)
         if (
             exact
@@ -373,6 +378,7 @@ def _content(vector_MD: Vectors, live_M: Mask, settings: IndexSettings, threads:
     return Content(
         vector_MD=np.asarray(vector_MD),  # of a mapped file, the plain array on it: quicker to slice
         live_M=live_M,
+        n_live=n,
         structure=structure,
         structure_row_n=None if structure is None else row_n,
         n_built=n,
