@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests.index.oracle import clustered
 from twotower.errors import ArtifactError, ConfigError, DataError
 from twotower.index import HNSW, IVFPQ, IVFSQ8, LSH, Exact, Found, Index, IndexSettings, recall_of, report, tune
 from twotower.index.kinds import decode, default_m, default_nlist
+from twotower.index.structures import Structure
 from twotower.index.tuning import Tuned, _least, lower_bound
 
 pytest.importorskip("faiss")
@@ -158,3 +160,21 @@ def test_a_report_of_too_little_is_refused() -> None:
         report(vector_MD, vector_MD, count_M=np.ones(99))
     with pytest.raises(ConfigError, match="filter_share is 1"):
         report(vector_MD, vector_MD, count_M=np.ones(100), filter_share=1.0)
+
+
+@pytest.mark.parametrize("kind", [IVFSQ8(nlist=128), HNSW(), LSH(bits=128)], ids=lambda one: type(one).__name__)
+def test_the_target_holds_under_a_filter_too(kind: IndexSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("twotower.index.index", "twotower.index.tuning"):
+        monkeypatch.setattr(import_module(module), "EXACT_BELOW", 100)
+    monkeypatch.setattr(Structure, "is_worth_it", lambda *_: True)
+    rng = np.random.default_rng(0)
+    index = Index.build(clustered(rng, 12_000, WIDTH), kind)
+    tuned = tune(index, clustered(rng, 300, WIDTH), k=K, target_recall=0.9).settings
+    assert not isinstance(tuned, Exact)
+    query_QD, allowed = clustered(rng, 300, WIDTH), rng.random(12_000) < 0.1
+    truth = index.search(query_QD, K, allowed=allowed, exact=True)
+    recall_Q = recall_of(index.look(tuned).search(query_QD, K, allowed=allowed), truth)
+    assert recall_Q.mean() > 0.9 - 4 * recall_Q.std() / math.sqrt(len(recall_Q)) - 0.01  # another mask than tuned on
+    if tuned.filter_factor > 1:
+        less_Q = recall_of(index.look(replace(tuned, filter_factor=1.0)).search(query_QD, K, allowed=allowed), truth)
+        assert less_Q.mean() < recall_Q.mean()

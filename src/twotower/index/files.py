@@ -110,8 +110,9 @@ def read(folder: Path, *, mmap: bool, verify: bool, vector_MD: Vectors | None) -
                 f"{expected}: the index belongs to others"
             )
         content = Content(
-            vector_MD=vector_MD,
+            vector_MD=np.asarray(vector_MD),
             live_M=np.array(arrays["live.bin"]),
+            n_live=int(np.count_nonzero(arrays["live.bin"])),
             structure=structure,
             structure_row_n=arrays.get("rows.bin"),
             n_built=int(manifest["n_built"]),

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, DataError
-from .exact import Mask
-from .index import Found, Index
-from .kinds import HNSW, IVFPQ, IVFSQ8, LSH, IndexSettings
+from .exact import Mask, Vectors
+from .index import EXACT_BELOW, Found, Index
+from .kinds import HNSW, IVFPQ, IVFSQ8, LSH, Exact, IndexSettings
 
 LEAST_QUERIES = 30
 """Fewer say too little of recall."""
@@ -20,6 +20,8 @@ _ONE_SIDED = 1.645
 """Standard errors below a mean, above which the true one is with 95%."""
 _FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
 """Those tried for ``k_factor`` of lists: the scores of their codes are wrong by little."""
+_FILTER_SHARE, _FILTERED_QUERIES, _MOST_FILTER_FACTOR = 0.1, 200, 64
+"""The filter that ``filter_factor`` is found for, and on how many of the queries."""
 _MOST_IN_VIEW = 8_192
 _MOST_FACTOR = 256
 """Beyond them ``HNSW`` and ``LSH`` are slower than to look at everything."""
@@ -71,7 +73,9 @@ def tune(
 
     What is right is found by looking at everything. Queries should be such as will come, and none that the index is
     measured by afterwards. Found by bisection: of lists, first the least ``k_factor`` that leaves half of the misses to
-    the lists, then ``nprobe``; else ``ef_search`` or ``k_factor``. Recall is taken to rise with each of them.
+    the lists, then ``nprobe``; else ``ef_search`` or ``k_factor``. Recall is taken to rise with each of them. In a
+    catalogue so large that a filter may leave too many to look at all, ``filter_factor`` is found the same way under a
+    random filter that leaves a tenth.
 
     Raises:
         DataError: fewer than 30 queries.
@@ -95,6 +99,14 @@ def tune(
             n_queries=len(query_QD),
         )
 
+    tuned = _tune_unfiltered(look, index, k, target_recall)
+    if allowed is not None or isinstance(tuned.settings, Exact) or index.n * _FILTER_SHARE <= EXACT_BELOW:
+        return tuned
+    mask = np.random.default_rng(index.seed).random(index.n_rows) < _FILTER_SHARE
+    return replace(tuned, settings=_tune_filtered(index, tuned, query_QD, mask))
+
+
+def _tune_unfiltered(look: Callable[[IndexSettings], Tuned], index: Index, k: int, target_recall: float) -> Tuned:
     settings = index.settings
     if isinstance(settings, (IVFSQ8, IVFPQ)):
         return _tune_lists(look, settings, index.most, target_recall)
@@ -105,6 +117,20 @@ def tune(
         factor = max(1, min(_MOST_FACTOR, -(-index.most // k)))
         return _least(lambda n: look(replace(settings, k_factor=float(n))), 1, factor)
     return look(settings)
+
+
+def _tune_filtered(index: Index, tuned: Tuned, query_QD: Vectors, mask: Mask) -> IndexSettings:
+    """The settings with the least ``filter_factor`` that meets the target under a filter, or the greatest tried."""
+    settings, query_QD = tuned.settings, query_QD[:_FILTERED_QUERIES]
+    assert not isinstance(settings, Exact)
+    truth = index.search(query_QD, tuned.k, allowed=mask, exact=True)
+
+    def with_factor(factor: int) -> Tuned:
+        tried = replace(settings, filter_factor=float(factor))
+        recall_Q = recall_of(index.look(tried).search(query_QD, tuned.k, allowed=mask), truth)
+        return replace(tuned, settings=tried, recall=float(recall_Q.mean()), low=lower_bound(recall_Q))
+
+    return _least(with_factor, 1, _MOST_FILTER_FACTOR).settings
 
 
 def _tune_lists(look: Callable[[IndexSettings], Tuned], settings: IVFSQ8 | IVFPQ, nlist: int, target: float) -> Tuned:
