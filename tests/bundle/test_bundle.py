@@ -119,6 +119,13 @@ def test_seen_is_what_the_log_says(bundle: Bundle, model: Path) -> None:
     assert bundle.seen("nobody") == []
 
 
+def test_the_latest_items_are_the_end_of_the_log(bundle: Bundle, model: Path) -> None:
+    events = pq.read_table(model.parent / "events.parquet").to_pydict()
+    took = [item for user, item in zip(events["user"], events["item"], strict=True) if user == "u7"]
+    assert bundle.latest("u7") == took[::-1][:20]
+    assert bundle.latest("nobody") == []
+
+
 def test_vectors_are_those_of_the_towers(bundle: Bundle, retriever: Retriever) -> None:
     assert np.array_equal(bundle.vectors, retriever.item_MD.numpy())
     events = pq.read_table(retriever.run.data.items[0]).to_pylist()  # type: ignore[union-attr]
@@ -265,7 +272,7 @@ def test_life_updates_and_free_rows(tmp_path: Path) -> None:
         "events": [{**events[u], "user": f"u{u}", "item": f"i{u % 9 + 70}", "time": soon + u} for u in range(20)]
         + [{**events[0], "user": "newcomer", "item": "brand new", "time": soon + 50}],
         "users": [{**users[5], "user": "newcomer"}],
-        "items": [{**items[5], "item": "brand new", "title": "blue wool"}],
+        "items": [{**items[5], "item": "brand new", "title": "blue wool"}, {**items[6], "title": "renamed"}],
     }
     for name, rows in arrived.items():
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
@@ -279,11 +286,34 @@ def test_life_updates_and_free_rows(tmp_path: Path) -> None:
     assert second.fingerprint != first.fingerprint
     for user in ("newcomer", "u3", "u50"):
         same(second.recommend({"user": user}), retriever.recommend({"user": user}))
-    assert second.shown(["brand new"])[0]["title"] == "blue wool"
+    titles = [items[5]["title"], "renamed", "blue wool"]
+    assert [shown["title"] for shown in second.shown(["i5", "i6", "brand new"])] == titles
+    assert second.latest("newcomer") == ["brand new"]
     assert second.seen("newcomer") == ["brand new"]
     for opened in (second, retriever):
         with pytest.raises(DataError, match="user 'u9' is not known"):
             opened.recommend({"user": "u9"})  # type: ignore[attr-defined]
+
+
+def test_queries_that_are_items_do_not_get_themselves(tmp_path: Path) -> None:
+    schema = Schema(
+        interactions=Interactions(query="page", item="item", time="time", query_is_item=True),
+        query={"page": Id(column="page", table="item")},
+        item={"item": Id(column="item")},
+    )
+    model = shop.trained(tmp_path / "shop", schema=schema, towers=TwoTower(dim=8))
+    export(model, tmp_path / "bundle", show=[])
+    opened, retriever = Bundle.open(tmp_path / "bundle"), Retriever.open(model)
+    for page in ("i3", "i250"):
+        for filter_seen in (True, False):
+            found = opened.recommend({"page": page}, k=shop.ITEMS, filter_seen=filter_seen)
+            assert page not in {r.item for r in found}
+            assert len(found) == shop.ITEMS - (len(opened.seen(page)) if filter_seen else 1)
+            same(found, retriever.recommend({"page": page}, k=shop.ITEMS, filter_seen=filter_seen))
+    for one, name in ((opened, "ours"), (retriever, "theirs")):
+        one.recommend_all(tmp_path / name, k=shop.ITEMS, filter_seen=False)  # type: ignore[attr-defined]
+        lines = pq.read_table(tmp_path / name).to_pylist()
+        assert not [line for line in lines if line["query"] == line["item"]]
 
 
 def test_a_graph_without_attributes(tmp_path: Path) -> None:

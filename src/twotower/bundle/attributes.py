@@ -14,7 +14,7 @@ from ..data.arrow import did_you_mean, is_list, mask_of
 from ..data.catalogue import ids_of
 from ..data.files import listed
 from ..data.raw_columns import column_types
-from ..data.readers import chunks, column_names
+from ..data.readers import Source, chunks, column_names
 from ..data.vocabulary import Vocabulary, one_array
 from ..errors import DataError
 from ..schema import Schema
@@ -25,37 +25,39 @@ both of them included. An item without a value is none of it."""
 
 
 def read_attributes(
-    files: Sequence[str], schema: Schema, items: Vocabulary, show: Sequence[str] | None = None
+    sources: Sequence[Source], schema: Schema, items: Vocabulary, show: Sequence[str] | None = None
 ) -> pa.Table:
-    """[M] rows of the item files' columns ``show`` (all that hold one value a row, without it), null where the files
-    have no row for an item; of several rows the first.
+    """[M] rows of the columns ``show`` of item files (all that hold one value a row, without it), null for other items.
+
+    Of several rows of a source the first counts, of several sources the last.
 
     Raises DataError where a file can't be read or has no such column.
     """
     key = schema.item_key or schema.interactions.item
-    there = column_names(list(files), where="items")
+    there = column_names(sources[0], where="items")
     for column in show or ():
         if column not in there:
-            raise DataError(
-                f"items: there is no column {column!r} to show, but {listed(there)}{did_you_mean(column, there)}"
-            )
+            found = f"{listed(there)}{did_you_mean(column, there)}"
+            raise DataError(f"items: there is no column {column!r} to show, but {found}")
     wanted = [column for column in (there if show is None else show) if column != key]
-    rows: list[NDArray[np.int64]] = []
+    columns, types = list(dict.fromkeys([key, *wanted])), column_types(schema)
     tables: list[pa.Table] = []
-    read = {"where": "items", "columns": list(dict.fromkeys([key, *wanted])), "column_types": column_types(schema)}
-    for chunk in chunks(list(files), **read):  # type: ignore[arg-type]
-        row = items.own_rows(ids_of(chunk, key))
-        known = row >= 0
-        rows.append(row[known])
-        tables.append(chunk.table.select(wanted).filter(pa.array(known)))
+    place, n = np.full(len(items.ids()), -1, np.int64), 0
+    for source in sources:
+        row = [np.zeros(0, np.int64)]
+        for chunk in chunks(source, where="items", columns=columns, column_types=types):
+            row.append(items.own_rows(ids_of(chunk, key)))
+            tables.append(chunk.table.select(wanted))
+        row_n = np.concatenate(row)
+        at = np.flatnonzero(row_n >= 0)[::-1]
+        place[row_n[at]] = n + at  # of equal rows the last assignment stays: the first of the source
+        n += len(row_n)
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"items: a column has another type in one file than in another: {error}") from error
     if show is None:
         table = table.select([field.name for field in table.schema if _is_plain(field.type)])
-    row, place = np.concatenate(rows), np.full(len(items.ids()), -1, np.int64)
-    place[row[::-1]] = np.arange(len(row))[::-1]  # of several the first stays
     taken = table.take(pa.array(place, mask=place < 0))
     return pa.table({name: one_array(taken[name]) for name in taken.column_names})
 

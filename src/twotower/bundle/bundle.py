@@ -6,8 +6,7 @@ encoders/                         how raw values become what the towers read
 items.arrow queries.arrow         ids by row
 vectors.bin                       [M, D] vectors of all items
 index/                            what finds them
-query-*.bin recent.*.bin          stored columns and latest items of known queries
-seen.*.bin                        items of known queries' events
+query-*.bin lists-*.bin           known queries: stored columns, latest items, items of all their events
 attributes.arrow                  raw columns of items, for titles and filters
 """
 
@@ -45,6 +44,8 @@ BUNDLE = ArtifactKind(
 VECTORS, ATTRIBUTES, ENCODERS, INDEX = "vectors.bin", "attributes.arrow", "encoders", "index"
 ITEMS, QUERIES = "items.arrow", "queries.arrow"
 
+LATEST = 20
+"""Items of a query that are kept at least."""
 CHUNK = 1024
 """Queries answered at a time where all are."""
 
@@ -73,6 +74,8 @@ class Bundle:
     query_tower: ServedTower
     seen_rows: RaggedArray
     """[n_queries] lists of the items of each query's events, rising."""
+    latest_rows: RaggedArray
+    """[n_queries] lists of the latest items each query took, oldest first: as many as a History reads, at least 20."""
     own_rows: NDArray[np.int32] | None
     """[n_queries] where queries are items: each one's own item row, -1 for none."""
     attributes: pa.Table | None
@@ -209,6 +212,13 @@ class Bundle:
         row = -1 if self.queries is None else self.queries.row(query, "query")
         return self.items.ids_of(self._not_for(row, True).tolist())
 
+    def latest(self, query: object) -> list[str]:
+        """Ids of the latest items that a query took, newest first, one that it took twice twice; none of one that is
+        not known."""
+        row, lists = -1 if self.queries is None else self.queries.row(query, "query"), self.latest_rows
+        found = lists.value[lists.offset[row] : lists.offset[row + 1]] if row >= 0 else _NOTHING
+        return self.items.ids_of(found[::-1].tolist())
+
     def shown(self, items: Sequence[object]) -> list[dict[str, Any]]:
         """The attributes of known items, by name; nothing where the bundle has none.
 
@@ -261,8 +271,8 @@ def _opened(folder: Path, manifest: Tree) -> Bundle:
         return {column: open_column(folder, leaf) for column, leaf in arrays[name].items()}
 
     lists = columns("lists")
-    recent, seen = lists["recent"], lists["seen"]
-    assert isinstance(recent, RaggedArray)
+    latest, seen = lists["latest"], lists["seen"]
+    assert isinstance(latest, RaggedArray)
     assert isinstance(seen, RaggedArray)
     return Bundle(
         folder=folder,
@@ -280,10 +290,11 @@ def _opened(folder: Path, manifest: Tree) -> Bundle:
             items=items,
             stored=columns("query"),
             item_columns=columns("item"),
-            recent=lambda: recent,
+            recent=lambda: latest,
         ),
         query_tower=ServedTower(folder / "query.onnx"),
         seen_rows=seen,
+        latest_rows=latest,
         own_rows=None if arrays["own"] is None else open_array(folder, arrays["own"]),
         attributes=open_attributes(folder / ATTRIBUTES) if (folder / ATTRIBUTES).exists() else None,
     )

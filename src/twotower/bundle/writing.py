@@ -18,7 +18,7 @@ from ..index import Index
 from ..schema import History, Id, table_of
 from ..towers import TwoTower
 from .attributes import save_attributes
-from .bundle import ATTRIBUTES, BUNDLE, ENCODERS, INDEX, ITEMS, QUERIES, VECTORS
+from .bundle import ATTRIBUTES, BUNDLE, ENCODERS, INDEX, ITEMS, LATEST, QUERIES, VECTORS
 from .towers_as_onnx import write_towers
 
 
@@ -32,7 +32,7 @@ class Content:
     """Of those of the items that may be recommended."""
     seen: RaggedArray
     """[n_queries] items of each query's events, and itself where queries are items."""
-    recent: RaggedArray
+    latest: RaggedArray
     """[n_queries] items each query took, oldest first."""
     attributes: pa.Table | None
     """[M] raw columns of the items."""
@@ -52,12 +52,12 @@ def write_bundle(folder: Path, store: Store, towers: TwoTower, content: Content)
     if content.attributes is not None:
         save_attributes(content.attributes, folder / ATTRIBUTES)
     histories = [(name, f) for name, f in store.schema.context.items() if isinstance(f, History)]
-    recent = last_of_each(content.recent, max((f.k for _, f in histories), default=0))
+    latest = last_of_each(content.latest, max([LATEST, *(f.k for _, f in histories)]))
     ids = {table_of("context", name, f) for name, f in histories}
     item = {
         n: store.item[n] for n, f in store.schema.item.items() if isinstance(f, Id) and table_of("item", n, f) in ids
     }
-    lists = {"recent": _int32(recent), "seen": _int32(content.seen)}
+    lists = {"latest": _int32(latest), "seen": _int32(content.seen)}
     own = store.query_item_row
     BUNDLE.write(
         folder,

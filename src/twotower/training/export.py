@@ -21,6 +21,7 @@ from ..bundle.writing import Content, write_bundle
 from ..config import run_tree
 from ..data.column_files import Tree
 from ..data.columns import Column, Columns, RaggedArray, taken
+from ..data.readers import Source
 from ..data.staging import Staging, check_destination
 from ..errors import ArtifactError
 from ..evaluation import top_k
@@ -88,7 +89,8 @@ def export(
         index: how live items are found; ``Exact`` without it, which looks at all of them.
         threads: to build the index with.
         show: columns of the item files to keep for titles and filters; all with one value a row, without it.
-        items: item files to read these from, instead of those of the run; new items of updates are in theirs.
+        items: item files or folders to read these from, instead of those of the run, later ones over earlier: items
+            that updates brought are in theirs.
         licence: under which the bundle may be used, for the manifest.
         overwrite: replace a bundle that is there.
 
@@ -101,17 +103,18 @@ def export(
     check_destination(out, overwrite, BUNDLE)
     retriever = Retriever.open(model)
     store = retriever.store
-    files = items if items is not None else retriever.run.data.items if retriever.run.data is not None else ()
     attributes = None
-    if files and (show is None or len(show)):
-        attributes = read_attributes(files, store.schema, store.item_vocabulary, show)
+    if show is None or len(show):
+        of_run = () if retriever.run.data is None else retriever.run.data.items
+        sources: list[Source] = list(items) if items is not None else [of_run] if of_run else []
+        attributes = read_attributes(sources, store.schema, store.item_vocabulary, show) if sources else None
     vector_MD, live_M = retriever.item_MD.numpy(), np.zeros(store.n_items, bool)
     live_M[retriever.live_rows().numpy()] = True
     content = Content(
         vector_MD=vector_MD,
         index=Index.build(vector_MD, index, live_M=live_M, threads=threads),
         seen=_as_arrays(retriever.seen),
-        recent=recent_items(store) if retriever.raw_queries.reads_histories else _no_lists(store.n_queries),
+        latest=recent_items(store),
         attributes=attributes,
         about={**_about(retriever, checkpoint.read_state(Path(model) / BEST)), "licence": licence},
     )
@@ -148,10 +151,6 @@ def _about(retriever: Retriever, state: Tree) -> Tree:
 
 def _as_arrays(lists: Ragged) -> RaggedArray:
     return RaggedArray(offset=lists.offset.numpy(), value=lists.value.numpy())
-
-
-def _no_lists(n: int) -> RaggedArray:
-    return RaggedArray(offset=np.zeros(n + 1, np.int64), value=np.zeros(0, np.int64))
 
 
 # ---------------------------------------------------------------- parity

@@ -26,7 +26,6 @@ from ..bundle.recommending import (
     save_recommendations,
 )
 from ..config import Run, dump_run, load_run, parse_run, run_tree
-from ..data.batches import Histories
 from ..data.columns import Columns, RaggedArray
 from ..data.held_out import HeldOut, seen_pairs
 from ..data.life import lives_of, period_of
@@ -233,8 +232,12 @@ def _all_seen(store: Store) -> Ragged:
 
 def recent_items(store: Store) -> RaggedArray:
     """[n_queries] lists of the items each query took, oldest first."""
-    histories = Histories(store, store.taken_events())
-    return RaggedArray(offset=histories.offset.numpy(), value=histories.item.numpy())
+    events = store.taken_events()  # in order of time
+    query_row = np.asarray(store.query_row[events])
+    order = np.argsort(query_row, kind="stable")
+    first = int((query_row < 0).sum())  # those of no query are sorted to the front
+    length = np.bincount(query_row[query_row >= 0], minlength=store.n_queries)
+    return RaggedArray.of_lengths(length, np.asarray(store.item_row[events])[order[first:]].astype(np.int64))
 
 
 def _live_at_end(store: Store, device: torch.device) -> LiveAt | None:
