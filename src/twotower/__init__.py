@@ -6,6 +6,7 @@
     scoring     similarity, correction, tiles     optimisers  how parameters move
     config      a run: all settings, as TOML      training    train, evaluate, recommend
     evaluation  top-k, metrics, calibration       auditing    what a run's negatives are
+    bundle      what is served, without torch     index       finding the best items quickly
     cli         the command line
     records     Batch, Block, Candidates, Encoded: who knows these knows the program
 
@@ -17,8 +18,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .auditing import Audit, audit
+    from .bundle import Bundle, Recommendation
     from .config import (
         Arm,
         Data,
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
     from .errors import ArtifactError, ConfigError, DataError, SchemaError, TwoTowerError
     from .evaluation import Drift, drift, frequency_report
     from .frequency import ExactFrequency, Frequency, StreamingFrequency
+    from .index import HNSW, IVFPQ, IVFSQ8, LSH, Exact, Found, Index, IndexReport, IndexSettings
     from .losses import (
         BPR,
         CCL,
@@ -127,25 +132,29 @@ if TYPE_CHECKING:
     from .training import (
         Day,
         Days,
+        Exported,
         Forgotten,
-        Recommendation,
+        Indexed,
         Retriever,
         Trained,
         Trial,
         Tuned,
         Updated,
+        build_index,
         evaluate,
+        export,
         forget,
         history,
         recommend,
+        recommend_all,
+        report_index,
         save_vectors,
+        similar,
         train,
         tune,
         update,
         update_from,
     )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AHNS",
@@ -155,7 +164,11 @@ __all__ = [
     "CCL",
     "DNS",
     "GBCE",
+    "HNSW",
     "IRGAN",
+    "IVFPQ",
+    "IVFSQ8",
+    "LSH",
     "MCNS",
     "NCE",
     "RNS",
@@ -177,6 +190,7 @@ __all__ = [
     "BinaryCrossEntropy",
     "Block",
     "BucketedSoftmax",
+    "Bundle",
     "Candidates",
     "Catalogue",
     "Categorical",
@@ -192,12 +206,15 @@ __all__ = [
     "Drift",
     "Encoded",
     "Evaluation",
+    "Exact",
     "ExactFrequency",
+    "Exported",
     "Facts",
     "Feature",
     "FirstViolation",
     "Folder",
     "Forgotten",
+    "Found",
     "Frequency",
     "FrequentThinning",
     "Gibbs",
@@ -209,6 +226,10 @@ __all__ = [
     "Id",
     "Impressions",
     "InBatch",
+    "Index",
+    "IndexReport",
+    "IndexSettings",
+    "Indexed",
     "IngestReport",
     "Interactions",
     "Kafka",
@@ -278,9 +299,11 @@ __all__ = [
     "Vector",
     "Warp",
     "audit",
+    "build_index",
     "drift",
     "dump_run",
     "evaluate",
+    "export",
     "extend",
     "forget",
     "frequency_report",
@@ -291,7 +314,10 @@ __all__ = [
     "load_run",
     "parse_run",
     "recommend",
+    "recommend_all",
+    "report_index",
     "save_vectors",
+    "similar",
     "stream_of",
     "train",
     "tune",
@@ -301,6 +327,7 @@ __all__ = [
 
 _NAMES_OF = {
     "auditing": "Audit audit",
+    "bundle": "Bundle Recommendation",
     "config": "Arm Data Evaluation Range Run Training Tune Update dump_run ingest_run load_run parse_run",
     "data.extend": "extend",
     "data.infer": "init",
@@ -313,6 +340,7 @@ _NAMES_OF = {
     "evaluation": "Drift drift frequency_report",
     "errors": "ArtifactError ConfigError DataError SchemaError TwoTowerError",
     "frequency": "ExactFrequency Frequency StreamingFrequency",
+    "index": "HNSW IVFPQ IVFSQ8 LSH Exact Found Index IndexReport IndexSettings",
     "losses": "BPR CCL GBCE NCE SGNS AdapTau AdaptiveMargin AdaptiveTemperature AdvInfoNCE BilateralSoftmax "
     "BinaryCrossEntropy BucketedSoftmax HierarchicalSoftmax Loss Losses Margin Perturbed RowLoss SampledSoftmax "
     "SquaredGramian Symmetric Warp",
@@ -326,8 +354,8 @@ _NAMES_OF = {
     "schema": "Categorical Categories Feature History Id Interactions Life Number Reward Schema Seed Text Time Vector",
     "tables": "TableSettings",
     "towers": "Graph SvdStart Tower TwoTower",
-    "training": "Day Days Forgotten Recommendation Retriever Trained Trial Tuned Updated evaluate forget "
-    "history recommend save_vectors train tune update update_from",
+    "training": "Day Days Exported Forgotten Indexed Retriever Trained Trial Tuned Updated build_index evaluate export "
+    "forget history recommend recommend_all report_index save_vectors similar train tune update update_from",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 

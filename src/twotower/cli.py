@@ -21,10 +21,13 @@ from . import __version__
 from .errors import ArtifactError, ConfigError, DataError, TwoTowerError
 
 if TYPE_CHECKING:
-    from .training import Updated
+    from .bundle import Bundle, Recommendation
+    from .index import IndexSettings
+    from .training import Retriever, Updated
 
 Overrides = Annotated[tuple[str, ...], Parameter(name="--set", show_default=False)]
 Sweep = Annotated[tuple[str, ...], Parameter(name="--sweep", show_default=False)]
+Kind = Literal["Exact", "IVFSQ8", "IVFPQ", "HNSW", "LSH"]
 AsJson = Annotated[bool, Parameter(name="--json")]
 
 app = App(
@@ -215,20 +218,26 @@ def recommend(
     model: Path,
     /,
     *,
-    query: str,
+    query: str | None = None,
+    all_queries: bool = False,
+    out: Path | None = None,
     k: int = 10,
     filter_seen: Annotated[bool, Parameter(negative="--no-filter-seen")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Find the k best items for a query: score and item id, a line each.
+    """Find the k best items for a query: score and item id, a line each; or for all known queries, into a file.
 
     Parameters
     ----------
     model
-        Folder that train wrote.
+        Folder that train or export wrote.
     query
         Columns of the query as a JSON object, such as '{"user_id": "u1"}'; the attributes and the history of an id
         that is known are added.
+    all_queries
+        Ask for every known query instead.
+    out
+        File to write those lists to, as Parquet: query, rank, item and score.
     k
         How many items.
     filter_seen
@@ -236,14 +245,96 @@ def recommend(
     as_json
         Print the items as JSON.
     """
-    columns = _json_object(query)
-    from .training import recommend
-
-    found = recommend(model, columns, k=k, filter_seen=filter_seen)
-    print(_as_json(found) if as_json else "\n".join(f"{best.score:8.4f}  {best.item}" for best in found))
+    if all_queries == (query is not None) or all_queries != (out is not None):
+        raise ConfigError("recommend: expected either --query, or --all-queries with --out")
+    if out is not None:
+        n = _opened(model).recommend_all(out, k=k, filter_seen=filter_seen)
+        print(json.dumps({"lines": n}) if as_json else f"wrote {n:,} lines to {out}")
+        return
+    columns = _json_object(query or "")
+    _print_found(_opened(model).recommend(columns, k=k, filter_seen=filter_seen), as_json)
 
 
 @app.command(sort_key=9)
+def similar(model: Path, /, *, item: str, k: int = 10, as_json: AsJson = False) -> None:
+    """Find the k items whose vectors are most like that of an item: score and item id, a line each.
+
+    Parameters
+    ----------
+    model
+        Folder that train or export wrote.
+    item
+        Its id.
+    k
+        How many items.
+    as_json
+        Print the items as JSON.
+    """
+    _print_found(_opened(model).similar(item, k=k), as_json)
+
+
+def _print_found(found: list[Recommendation], as_json: bool) -> None:
+    print(_as_json(found) if as_json else "\n".join(f"{best.score:8.4f}  {best.item}" for best in found))
+
+
+@app.command(sort_key=10)
+def export(
+    model: Path,
+    /,
+    *,
+    out: Path,
+    index: Kind = "Exact",
+    overrides: Overrides = (),
+    threads: int = 1,
+    show: str | None = None,
+    items: Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)] = (),
+    licence: str | None = None,
+    overwrite: bool = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model as a bundle: one folder that answers without PyTorch and without the training data.
+
+    Parameters
+    ----------
+    model
+        Folder that train wrote.
+    out
+        Folder of the bundle. It holds what is known of all queries: keep it as private as the log.
+    index
+        How items are found: Exact looks at all, IVFSQ8 is for millions, HNSW is quick and large, IVFPQ small.
+    overrides
+        A setting of the index to change, such as nlist=4096; as often as you like.
+    threads
+        Threads to build the index with.
+    show
+        Columns of the item files for titles and filters, such as title,section; all with one value a row, without it.
+    items
+        Item files to read them from, instead of those of the run.
+    licence
+        Under which the bundle may be used; it is noted in it.
+    overwrite
+        Replace a bundle that is there.
+    as_json
+        Print what was written as JSON.
+    """
+    from .training import export
+
+    columns = None if show is None else [name.strip() for name in show.split(",") if name.strip()]
+    settings = _index_settings(index, overrides)
+    done = export(
+        model,
+        out,
+        index=settings,
+        threads=threads,
+        show=columns,
+        items=items or None,
+        licence=licence,
+        overwrite=overwrite,
+    )
+    print(json.dumps(dataclasses.asdict(done), default=str) if as_json else done.render())
+
+
+@app.command(sort_key=11)
 def update(
     model: Path,
     /,
@@ -314,7 +405,7 @@ def update(
         print(f"nothing new in {named}: the model is as it was: {model}")
 
 
-@app.command(sort_key=10)
+@app.command(sort_key=12)
 def days(model: Path, /, *, plot: Path | None = None, as_json: AsJson = False) -> None:
     """Show what each update of a model did.
 
@@ -335,7 +426,7 @@ def days(model: Path, /, *, plot: Path | None = None, as_json: AsJson = False) -
         print("no plot, as matplotlib is not installed: pip install 'twotower[plots]'")
 
 
-@app.command(sort_key=11)
+@app.command(sort_key=13)
 def forget(model: Path, /, *, query: Annotated[tuple[str, ...], Parameter(consume_multiple=True)]) -> None:
     """Delete queries (users) from a model: ids, attributes, vectors, histories, events and what is known of them.
 
@@ -349,6 +440,118 @@ def forget(model: Path, /, *, query: Annotated[tuple[str, ...], Parameter(consum
     from .training import forget
 
     print(forget(model, query).render())
+
+
+# ---------------------------------------------------------------- index
+
+index = App(
+    name="index",
+    help="Build an index of a trained model's items, or see what each kind finds and costs.",
+    sort_key=12,
+    default_parameter=Parameter(negative=()),
+)
+app.command(index)
+
+
+@index.command(name="build", sort_key=1)
+def index_build(
+    model: Path,
+    /,
+    *,
+    kind: Kind = "IVFSQ8",
+    overrides: Overrides = (),
+    target_recall: float | None = None,
+    k: int = 100,
+    out: Path | None = None,
+    threads: int = 1,
+    seed: int = 0,
+) -> None:
+    """Build an index of a model's items.
+
+    Parameters
+    ----------
+    model
+        Folder that train wrote.
+    kind
+        How items are laid out: Exact looks at all, IVFSQ8 is for millions, HNSW is quick and large, IVFPQ small.
+    overrides
+        A setting of the kind to change, such as nlist=4096; as often as you like.
+    target_recall
+        Share of the k best items to find, such as 0.95; the cheapest settings that do are found on held-out queries.
+    k
+        How many best items the target is about.
+    out
+        Folder for the index; the folder index in the model's, if not given.
+    threads
+        Threads to build with.
+    seed
+        Of what is drawn when it is built.
+    """
+    from .training import build_index
+
+    settings = _index_settings(kind, overrides)
+    built = build_index(model, settings, target_recall=target_recall, k=k, out=out, threads=threads, seed=seed)
+    print(built.render())
+
+
+@index.command(name="report", sort_key=2)
+def index_report(
+    model: Path,
+    /,
+    *,
+    kind: Annotated[tuple[Kind, ...], Parameter(consume_multiple=True, show_default=False)] = (),
+    target_recall: float = 0.95,
+    k: int = 100,
+    filter_share: float = 0.1,
+    threads: int = 1,
+    seed: int = 0,
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    plot: Path | None = None,
+) -> None:
+    """Measure what each kind of index finds of the best items, how quickly, and what it costs.
+
+    Parameters
+    ----------
+    model
+        Folder that train wrote.
+    kind
+        Kinds to measure; all, if none is given.
+    target_recall
+        Share of the k best items that each kind is tuned for, on half of the held-out queries.
+    k
+        How many best items.
+    filter_share
+        Share of the items that filters leave.
+    threads
+        Threads to build with; searches are measured on one.
+    seed
+        Of what is drawn.
+    json_file
+        File to write the numbers to, as JSON.
+    plot
+        File to write a picture to, such as index.png.
+    """
+    for path in (json_file, plot):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ArtifactError(f"{path}: there is no folder {path.absolute().parent}: make it first")
+    from .index.report import USUAL
+    from .training import report_index
+
+    kinds = tuple(_index_settings(one, ()) for one in kind) or USUAL
+    found = report_index(
+        model, kinds, target_recall=target_recall, k=k, filter_share=filter_share, threads=threads, seed=seed
+    )
+    print(found.render())
+    if json_file is not None:
+        _write(json_file, found.to_json() + "\n")
+    if plot is not None and not found.plot(plot):
+        print("no plot, as matplotlib is not installed: pip install 'twotower[plots]'")
+
+
+def _index_settings(kind: str, overrides: Sequence[str]) -> IndexSettings:
+    from .index.kinds import decode
+
+    return decode(kind, overrides)
 
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, from glibc's malloc.h
@@ -390,6 +593,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _refused(message: str) -> int:
     print("error:", " ".join(message.split()), file=sys.stderr)
     return 2
+
+
+def _opened(folder: Path) -> Bundle | Retriever:
+    """The bundle, which answers without torch, or the model in a folder."""
+    from .bundle import Bundle, is_bundle
+
+    if is_bundle(folder):
+        return Bundle.open(folder)
+    from .training import Retriever
+
+    return Retriever.open(folder)
 
 
 def _json_object(text: str) -> dict[str, object]:

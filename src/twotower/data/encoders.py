@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from ..errors import ArtifactError, DataError
-from ..records import Features
 from ..schema import Categorical, Categories, Feature, History, Id, Number, Schema, Seed, Text, Time, Vector, table_of
 from .arrow import (
     US_PER_DAY,
@@ -41,10 +39,13 @@ from .arrow import (
     vectors,
     weighted_rows,
 )
-from .columns import Column, Columns, RaggedArray
+from .columns import Column, Columns, RaggedArray, taken
 from .statistics import Moments, Sample, quantile_edges
 from .text import TextFit, TextTable, hashed_bags, open_subwords, subword_bags, text_columns
 from .vocabulary import HashedVocabulary, HashedVocabularyFit, Vocabulary, VocabularyFit, text_form
+
+if TYPE_CHECKING:
+    from ..records import Features
 
 FORMAT = 1
 """Version of the saved folder."""
@@ -191,8 +192,14 @@ class Encoders:
 
     # ------------------------------------------------------------ live rows
 
-    def transform_rows(self, side: str, rows: list[dict[str, object]]) -> Features:
-        """Encode raw values of live queries or items, one dictionary of column -> value each; absent is missing.
+    def transform_rows(self, side: str, rows: Sequence[Mapping[str, object]]) -> Features:
+        """``encode_rows`` as tensors."""
+        import torch
+
+        return Columns(self.encode_rows(side, rows), len(rows)).take(torch.arange(len(rows)))
+
+    def encode_rows(self, side: str, rows: Sequence[Mapping[str, object]]) -> dict[str, Column]:
+        """Encode raw values of live queries or items, one mapping of column -> value each; absent is missing.
 
         A history is given under its feature's name, as item ids with the oldest first.
 
@@ -200,19 +207,38 @@ class Encoders:
             DataError: a key is no column of the side, or a value has the wrong type.
         """
         self._check_keys(side, rows)
-        features = _side(self.schema, side)
-        raw: dict[str, pa.Array] = {}
-        for name, feature in features.items():
-            for column in _reads(name, feature):
-                with _naming(side, name):
-                    raw[column] = _array_of([row.get(column) for row in rows], column, feature)
-        encoded = self.transform(side, pa.table(raw))
-        for name, feature in features.items():
-            if isinstance(feature, History):
-                encoded[name] = self._history(side, name, feature, raw[name])
-        return Columns(encoded, len(rows)).take(torch.arange(len(rows)))
+        given = {column for row in rows for column in row}
+        encoded: dict[str, Column] = {}
+        for name, feature in _side(self.schema, side).items():
+            if given.isdisjoint(_reads(name, feature)):
+                nothing, none = self._nothing(side, name), np.zeros(len(rows), np.int64)
+                encoded |= {key: taken(column, none) for key, column in nothing.items()}
+            else:
+                encoded |= self._encode_rows(side, name, feature, rows)
+        return encoded
 
-    def _check_keys(self, side: str, rows: list[dict[str, object]]) -> None:
+    def _encode_rows(
+        self, side: str, name: str, feature: Feature, rows: Sequence[Mapping[str, object]]
+    ) -> dict[str, Column]:
+        with _naming(side, name):
+            raw = {c: _array_of([row.get(c) for row in rows], c, feature) for c in _reads(name, feature)}
+        if isinstance(feature, History):
+            return {name: self._history(side, name, feature, raw[name])}
+        with _naming(side, name):
+            return self._encode(side, name, feature, pa.table(raw))
+
+    def _nothing(self, side: str, name: str) -> dict[str, Column]:
+        """One row of a feature that says nothing, encoded once: a live query leaves most features out."""
+        if (side, name) not in self._known_nothing:
+            feature = _side(self.schema, side)[name]
+            self._known_nothing[side, name] = self._encode_rows(side, name, feature, [{}])
+        return self._known_nothing[side, name]
+
+    @cached_property
+    def _known_nothing(self) -> dict[tuple[str, str], dict[str, Column]]:
+        return {}
+
+    def _check_keys(self, side: str, rows: Sequence[Mapping[str, object]]) -> None:
         known = {*self.columns(side), *_keys(self.schema, side)}
         for at, row in enumerate(rows):
             unknown = [key for key in row if key not in known]

@@ -1,9 +1,13 @@
 """Training, and what is done with a trained model."""
 
+from ..bundle.recommending import Recommendation
+from .answering import recommend, recommend_all, similar
 from .days import Day, Days
+from .export import Exported, export
 from .fuzzy import FuzzyPositives, Platt, fuzzy_positives
-from .loop import Trained, evaluate, recommend, train
-from .retriever import Recommendation, Retriever, save_vectors
+from .indexed import Indexed, build_index, report_index
+from .loop import Trained, evaluate, train
+from .retriever import Retriever, save_vectors
 from .tune import tune
 from .tuned import Trial, Tuned
 from .update import Forgotten, Updated, forget, history, update, update_from
@@ -11,8 +15,10 @@ from .update import Forgotten, Updated, forget, history, update, update_from
 __all__ = [
     "Day",
     "Days",
+    "Exported",
     "Forgotten",
     "FuzzyPositives",
+    "Indexed",
     "Platt",
     "Recommendation",
     "Retriever",
@@ -20,12 +26,17 @@ __all__ = [
     "Trial",
     "Tuned",
     "Updated",
+    "build_index",
     "evaluate",
+    "export",
     "forget",
     "fuzzy_positives",
     "history",
     "recommend",
+    "recommend_all",
+    "report_index",
     "save_vectors",
+    "similar",
     "train",
     "tune",
     "update",
