@@ -6,6 +6,7 @@
     scoring     similarity, correction, tiles     optimisers  how parameters move
     config      a run: all settings, as TOML      training    train, evaluate, recommend
     evaluation  top-k, metrics, calibration       auditing    what a run's negatives are
+    experiment  arms, exposures, what they changed
     cli         the command line
     records     Batch, Block, Candidates, Encoded: who knows these knows the program
 
@@ -43,6 +44,16 @@ if TYPE_CHECKING:
     from .data.thinning import FrequentThinning, Thinning, UniformThinning
     from .errors import ArtifactError, ConfigError, DataError, SchemaError, TwoTowerError
     from .evaluation import Drift, drift, frequency_report
+    from .experiment import (
+        AnyOf,
+        Assignment,
+        ExperimentReport,
+        Exposure,
+        ExposureLog,
+        Ratio,
+        Total,
+        analyse,
+    )
     from .frequency import ExactFrequency, Frequency, StreamingFrequency
     from .losses import (
         BPR,
@@ -169,8 +180,10 @@ __all__ = [
     "AdaptiveMargin",
     "AdaptiveTemperature",
     "AdvInfoNCE",
+    "AnyOf",
     "Arm",
     "ArtifactError",
+    "Assignment",
     "Audit",
     "Batch",
     "BilateralSoftmax",
@@ -193,6 +206,9 @@ __all__ = [
     "Encoded",
     "Evaluation",
     "ExactFrequency",
+    "ExperimentReport",
+    "Exposure",
+    "ExposureLog",
     "Facts",
     "Feature",
     "FirstViolation",
@@ -234,6 +250,7 @@ __all__ = [
     "RandomSplit",
     "Range",
     "RankWindow",
+    "Ratio",
     "Recommendation",
     "Rejection",
     "Retriever",
@@ -261,6 +278,7 @@ __all__ = [
     "Thinning",
     "Time",
     "TimeSplit",
+    "Total",
     "Tower",
     "Trained",
     "Training",
@@ -277,6 +295,7 @@ __all__ = [
     "Updated",
     "Vector",
     "Warp",
+    "analyse",
     "audit",
     "drift",
     "dump_run",
@@ -311,6 +330,7 @@ _NAMES_OF = {
     "data.streams": "Delta Folder Kafka stream_of",
     "data.thinning": "FrequentThinning Thinning UniformThinning",
     "evaluation": "Drift drift frequency_report",
+    "experiment": "AnyOf Assignment ExperimentReport Exposure ExposureLog Ratio Total analyse",
     "errors": "ArtifactError ConfigError DataError SchemaError TwoTowerError",
     "frequency": "ExactFrequency Frequency StreamingFrequency",
     "losses": "BPR CCL GBCE NCE SGNS AdapTau AdaptiveMargin AdaptiveTemperature AdvInfoNCE BilateralSoftmax "
