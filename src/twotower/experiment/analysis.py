@@ -67,8 +67,8 @@ def analyse(
     columns, join_by = columns or OutcomeColumns(), join_by or unit
     if (unit, join_by) == ("request", "user"):
         raise ConfigError(
-            "arms by request can't be joined by user, who may have seen several: join by request, or let the unit be the "
-            "user"
+            "arms by request can't be joined by user, who may have seen several: join by request, or let the unit be "
+            "the user"
         )
     if before and join_by == "request":
         raise ConfigError("what came before the first exposure is known where outcomes are joined by user only")
