@@ -186,8 +186,8 @@ SHOWN = """
 import os, sys
 from twotower.experiment import Exposure, ExposureLog
 def shown(request):
-    return Exposure(time=1.0, request=request, experiment="x", arm="a", user="u1", items=["i1"], scores=[0.5], ranks=[1],
-                    k=1, found=1, filtered=1, returned=1)
+    return Exposure(time=1.0, request=request, experiment="x", arm="a", user="u1", items=["i1"], scores=[0.5],
+                    ranks=[1], k=1, found=1, filtered=1, returned=1)
 """
 WRITER = """
 log = ExposureLog(sys.argv[1])

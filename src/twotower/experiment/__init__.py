@@ -1,4 +1,4 @@
-"""Experiments: who gets which arm, what was shown, and what it changed. Needs neither torch nor a service."""
+"""Experiments: who gets which arm, what was shown, and what it changed. Of files alone: no model, no service."""
 
 from .analysis import analyse
 from .assignment import Assignment
