@@ -85,7 +85,7 @@ class Assignment:
     def arm_of(self, unit_id: object) -> str | None:
         """The arm of a unit; None where it has no id or does not take part. Some 10 us."""
         text = _text_of(unit_id)
-        if not text or _point(hash64_of(text, self._enrol_seed)) >= self.enrolled:
+        if not text or (self.enrolled < 1 and _point(hash64_of(text, self._enrol_seed)) >= self.enrolled):
             return None
         return self._names[bisect_right(self._ends, _point(hash64_of(text, self._seed)))]
 

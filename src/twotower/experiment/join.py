@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..data.arrow import TimeUnit, column_of, mask_of, microseconds, numbers
 from ..data.readers import Source, chunks, naming
-from ..data.vocabulary import text_form
+from ..data.vocabulary import Vocabulary
 from ..errors import DataError
 from .read import Exposures
 
@@ -144,11 +144,12 @@ def join(source: Source, units: Units, by: By, columns: Sequence[str], names: Ou
     n_joined = n_before = n_unexposed = n_without_time = 0
     key = names.user if by == "user" else names.request
     wanted = list(dict.fromkeys([key, *([names.time] if by == "user" else []), *columns]))
-    ids, unit_I = (units.id_U, np.arange(n)) if by == "user" else (units.request_R, units.unit_R)
+    known = Vocabulary(units.id_U if by == "user" else units.request_R)
+    unit_I = np.append(np.arange(n) if by == "user" else units.unit_R, -1)  # the last one is of ids that are not known
     types = {name: pa.float64() for name in columns} | {key: pa.large_string(), names.time: pa.timestamp("us")}
     for chunk in chunks(source, where="outcomes", columns=wanted, column_types=types):
         with naming(chunk.span()):
-            unit = _found(text_form(column_of(chunk.table, key), key), ids, unit_I)
+            unit = unit_I[known.own_rows(column_of(chunk.table, key), key)]
             is_late = np.ones(len(unit), bool)
             has_time = is_late
             if by == "user":
@@ -171,10 +172,3 @@ def join(source: Source, units: Units, by: By, columns: Sequence[str], names: Ou
         n_unexposed=n_unexposed,
         n_without_time=n_without_time,
     )
-
-
-def _found(text: pa.LargeStringArray, ids: pa.LargeStringArray, unit_I: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[n] unit of each id, -1 of none."""
-    at = pc.index_in(text, value_set=ids, skip_nulls=True).fill_null(-1)
-    place = np.asarray(at.to_numpy(zero_copy_only=False), np.int64)
-    return np.where(place >= 0, unit_I[place], -1)

@@ -166,8 +166,9 @@ class ExperimentReport:
         rows = []
         for one in self.compared:
             up = one.uplift
-            absolute = f"{_signed(up.absolute)} ({_signed(up.low)} to {_signed(up.high)})"
-            relative = f"{_percent(up.relative)} ({_percent(up.relative_low)} to {_percent(up.relative_high)})"
+            absolute, relative = _interval(up.absolute, up.low, up.high), "-"
+            if not math.isnan(up.relative):
+                relative = f"{up.relative:+.2%} ({up.relative_low:+.2%} to {up.relative_high:+.2%})"
             name = one.metric + " *" * one.primary
             values = (_number(one.control_value), _number(one.value))
             rows.append((name, one.arm, *values, absolute, relative, _p(up.p), _p(one.p_holm)))
@@ -231,12 +232,12 @@ def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:,.4g}"
 
 
-def _signed(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:+,.3g}"
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:+.2%}"
+def _interval(value: float, low: float, high: float) -> str:
+    """With the decimals that three figures of its half-width have."""
+    if math.isnan(high):
+        return "-"
+    decimals = max(0, 2 - math.floor(math.log10((high - low) / 2 or 1)))
+    return f"{value:+,.{decimals}f} ({low:+,.{decimals}f} to {high:+,.{decimals}f})"
 
 
 def _p(value: float) -> str:
