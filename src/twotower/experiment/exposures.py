@@ -111,6 +111,7 @@ class ExposureLog:
         with self._lock:
             if self._forked:  # the thread and what waited are the parent's
                 self._forked = False
+                self._files.close()
                 self._begin()
             if not self._closed:
                 try:
@@ -124,6 +125,8 @@ class ExposureLog:
     def counts(self) -> LogCounts:
         """What became of the exposures that this process put."""
         files = self._files
+        if self._forked:  # nothing yet: all that is there is the parent's
+            return LogCounts(written=0, dropped=0, waiting=0, error=None)
         return LogCounts(
             written=files.written,
             dropped=self._dropped + files.lost,
@@ -137,8 +140,12 @@ class ExposureLog:
             ends = not self._closed
             self._closed = True
         if ends and not self._forked:
-            self._waiting.put(None)
-            self._thread.join()
+            while self._thread.is_alive():
+                try:
+                    self._waiting.put(None, timeout=0.1)
+                    self._thread.join()
+                except queue.Full:
+                    continue
             atexit.unregister(self.close)
         return self.counts()
 

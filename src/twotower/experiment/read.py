@@ -71,7 +71,7 @@ def read_exposures(source: str | Path, experiment: str | None = None) -> Exposur
     known = sorted(names)
     if experiment is None and len(known) != 1:
         found = listed(known, most=5)
-        raise DataError(f"{source}: found the experiments {found}, expected one: say which, with --experiment")
+        raise DataError(f"{source}: found the experiments {found}, expected one: say which (--name)")
     name = known[0] if experiment is None else experiment
     if name not in names:
         near = did_you_mean(name, known)
