@@ -36,8 +36,8 @@ def write_run(folder: Path, more: str = "") -> Path:
 
 
 VERBS = [
-    "audit", "days", "demo", "evaluate", "export", "forget", "ingest", "init", "recommend", "similar", "train", "tune",
-    "update",
+    "audit", "days", "demo", "evaluate", "experiment", "export", "forget", "ingest", "init", "recommend", "similar",
+    "train", "tune", "update",
 ]  # fmt: skip
 
 
@@ -94,6 +94,7 @@ def test_every_parameter_has_help(verb: str, capsys: pytest.CaptureFixture[str])
         (["forget", "nowhere", "--query", "u1"], "nowhere: there is no such folder"),
         (["forget", "nowhere"], '"forget" parameter --query requires an argument'),
         (["recommend", "m", "--query", "{"], "--query: not valid JSON"),
+        (["experiment", "--exposures", "nowhere", "--outcomes", "o", "--control", "a"], "no file or folder nowhere"),
         (["recommend", "m", "--query", "[1]"], "--query: found [1], expected an object"),
         (["recommend", "m"], "expected either --query, or --all-queries with --out"),
         (["recommend", "m", "--all-queries"], "expected either --query, or --all-queries with --out"),

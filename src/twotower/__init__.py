@@ -7,6 +7,7 @@
     config      a run: all settings, as TOML      training    train, evaluate, recommend
     evaluation  top-k, metrics, calibration       auditing    what a run's negatives are
     bundle      what is served, without torch     index       finding the best items quickly
+    experiment  arms, exposures, what they changed
     cli         the command line
     records     Batch, Block, Candidates, Encoded: who knows these knows the program
 
@@ -47,6 +48,16 @@ if TYPE_CHECKING:
     from .data.thinning import FrequentThinning, Thinning, UniformThinning
     from .errors import ArtifactError, ConfigError, DataError, SchemaError, TwoTowerError
     from .evaluation import Drift, drift, frequency_report
+    from .experiment import (
+        AnyOf,
+        Assignment,
+        ExperimentReport,
+        Exposure,
+        ExposureLog,
+        Ratio,
+        Total,
+        analyse,
+    )
     from .frequency import ExactFrequency, Frequency, StreamingFrequency
     from .index import HNSW, IVFPQ, IVFSQ8, LSH, Exact, Found, Index, IndexReport, IndexSettings
     from .losses import (
@@ -182,8 +193,10 @@ __all__ = [
     "AdaptiveMargin",
     "AdaptiveTemperature",
     "AdvInfoNCE",
+    "AnyOf",
     "Arm",
     "ArtifactError",
+    "Assignment",
     "Audit",
     "Batch",
     "BilateralSoftmax",
@@ -208,7 +221,10 @@ __all__ = [
     "Evaluation",
     "Exact",
     "ExactFrequency",
+    "ExperimentReport",
     "Exported",
+    "Exposure",
+    "ExposureLog",
     "Facts",
     "Feature",
     "FirstViolation",
@@ -255,6 +271,7 @@ __all__ = [
     "RandomSplit",
     "Range",
     "RankWindow",
+    "Ratio",
     "Recommendation",
     "Rejection",
     "Retriever",
@@ -282,6 +299,7 @@ __all__ = [
     "Thinning",
     "Time",
     "TimeSplit",
+    "Total",
     "Tower",
     "Trained",
     "Training",
@@ -298,6 +316,7 @@ __all__ = [
     "Updated",
     "Vector",
     "Warp",
+    "analyse",
     "audit",
     "build_index",
     "drift",
@@ -338,6 +357,7 @@ _NAMES_OF = {
     "data.streams": "Delta Folder Kafka stream_of",
     "data.thinning": "FrequentThinning Thinning UniformThinning",
     "evaluation": "Drift drift frequency_report",
+    "experiment": "AnyOf Assignment ExperimentReport Exposure ExposureLog Ratio Total analyse",
     "errors": "ArtifactError ConfigError DataError SchemaError TwoTowerError",
     "frequency": "ExactFrequency Frequency StreamingFrequency",
     "index": "HNSW IVFPQ IVFSQ8 LSH Exact Found Index IndexReport IndexSettings",

@@ -27,9 +27,10 @@ _MIX_A = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_B = np.uint64(0x94D049BB133111EB)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _WORD = np.uint64(8)
-_ALL = 2**64 - 1
 _FEW = 8
 """Up to so many texts are hashed one by one."""
+_PLAIN_MIX_A, _PLAIN_MIX_B, _PLAIN_STEP = int(_MIX_A), int(_MIX_B), int(_STEP)
+_MAX_WORD = 2**64 - 1
 _MERGE_AT = 1 << 20
 """Pending rows that a fit collects before it merges them into its totals (more when the totals are larger)."""
 
@@ -102,7 +103,7 @@ def hash64(text: pa.LargeStringArray, seed: int = 0) -> NDArray[np.uint64]:
     spreads ids and words evenly; it is no protection against someone who makes collisions on purpose.
     """
     if len(text) <= _FEW:
-        return np.array([_hash_of(one, seed) for one in text.to_pylist()], np.uint64)
+        return np.array([0 if one is None else hash64_of(one, seed) for one in text.to_pylist()], np.uint64)
     length = _byte_lengths(text)
     word, at, owner = _words(text, length)
     mixed = mix64(word ^ (at.astype(np.uint64) * _STEP))
@@ -116,22 +117,19 @@ def hash64(text: pa.LargeStringArray, seed: int = 0) -> NDArray[np.uint64]:
     return hashed
 
 
-def _hash_of(text: str | None, seed: int) -> int:
-    """``hash64`` of one text: a live query has one or two, for which arrays take ten times as long."""
-    if text is None:
-        return 0
+def hash64_of(text: str, seed: int = 0) -> int:
+    """``hash64`` of one text: the same number in 4 us, where an array of one takes 300."""
     data = text.encode()
-    total = len(data) * int(_STEP) + _mix(seed)
-    for at in range(1, (len(data) + 7) // 8 + 1):
-        word = int.from_bytes(data[8 * at - 8 : 8 * at], "little")
-        total += _mix(word ^ (at * int(_STEP) & _ALL))
-    return _mix(total & _ALL)
+    total = len(data) * _PLAIN_STEP + _mix64_of(seed)
+    for start in range(0, len(data), 8):
+        word = int.from_bytes(data[start : start + 8], "little")
+        total += _mix64_of(word ^ ((start // 8 + 1) * _PLAIN_STEP & _MAX_WORD))
+    return _mix64_of(total & _MAX_WORD)
 
 
-def _mix(word: int) -> int:
-    """``mix64`` of one word."""
-    word = (word ^ (word >> 30)) * int(_MIX_A) & _ALL
-    word = (word ^ (word >> 27)) * int(_MIX_B) & _ALL
+def _mix64_of(word: int) -> int:
+    word = ((word ^ (word >> 30)) * _PLAIN_MIX_A) & _MAX_WORD
+    word = ((word ^ (word >> 27)) * _PLAIN_MIX_B) & _MAX_WORD
     return word ^ (word >> 31)
 
 
