@@ -3,14 +3,15 @@
     python -m benchmarks.days online-retail [--work FOLDER] [--since 2011-06-10] [--until DATE] [--full-every 10]
 
 Everything before ``--since`` is trained on; then each day is asked for and only then trained on, as ``twotower update``
-does it. Measured is recall of what is bought on the day, over the full catalogue, by a model that has not seen the day:
+does it. Measured is recall of what each customer buys on the day, over the full catalogue, by a model that has not seen
+the day:
 
     frozen    trained once, before the first day; it knows new items by their words and customers by what they bought
     daily     updated after each day
     full      trained anew on all days before, on every ``--full-every``-th day
 
 All three stop by one rule, patience on the same held-out events. Ratios to full are over the days on which there is
-one, weighted by events, with intervals over days (bootstrap). Seconds are those of batches and steps, validation left
+one, over their customers, with intervals over days (bootstrap). Seconds are those of batches and steps, validation left
 out, the same for all. "New" are items whose first event is less than 30 days before the day.
 
 Settings of updates are chosen on days before ``--since`` (``--since 2011-05-01 --until 2011-06-10``). With ``--work``
@@ -43,11 +44,12 @@ from twotower.cli import keep_freed_memory
 from twotower.config import Run
 from twotower.data.arrivals import held_out_for_good, parts_of_arrivals
 from twotower.data.arrow import US_PER_DAY
+from twotower.data.batches import keep
 from twotower.data.changes import changes
-from twotower.data.held_out import PARTS, held_out
+from twotower.data.held_out import PARTS, HeldOut, held_out
 from twotower.data.store import Store
 from twotower.evaluation import MODEL
-from twotower.training import train, update
+from twotower.training import history, train, update
 from twotower.training.carry import carry_over
 from twotower.training.loop import Loop, batches_of, measured, settings_of
 from twotower.training.recorder import Recorder
@@ -60,12 +62,14 @@ ARMS = ("frozen", "daily", "full")
 
 @dataclass(frozen=True, kw_only=True)
 class Recalled:
-    """Sums over the events of a day."""
+    """Sums over the customers of a day."""
 
     found: float
-    events: int
+    queries: int
     found_new: float
-    events_new: int
+    """Of items that are new."""
+    queries_new: int
+    """Customers who bought some."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +158,6 @@ class Days:
         first = Store.open(self.work / "store")
         day = updated.day
         if day is None:  # killed after the model changed over: it knows the day
-            from twotower.training import history
-
             day = history(self.model).days[-1]
         with settings_of(self.run.training):
             return DayResult(
@@ -199,24 +201,28 @@ class Days:
         return np.flatnonzero(np.asarray(store.arrived) == store.n_updates)
 
     def recalled(self, model: Model, store: Store) -> Recalled:
-        """Recall of what arrived, each event a question to a model that knows all before."""
+        """Recall of what each customer bought on the day, by a model that knows all before."""
+        arrived = self.arrived(store)
         part_E = np.full(store.n_events, PARTS["train"], np.int8)
-        part_E[self.arrived(store)] = PARTS["valid"]
+        part_E[arrived] = PARTS["valid"]
         questions = held_out(store, part_E, "valid", filter_seen=self.run.evaluation.filter_seen)
-        counts = torch.from_numpy(np.bincount(store.item_row, minlength=store.n_items))
-        result = measured(self.run, model.towers, questions, counts)
-        recall_Q = result.per_query[MODEL][self.run.training.metric].numpy()
+        assert store.time_us is not None
         first_us_M = np.full(store.n_items, np.iinfo(np.int64).max)
         np.minimum.at(first_us_M, store.item_row, store.time_us)
-        assert store.time_us is not None
-        day_us = int(store.time_us[self.arrived(store)[0]])
-        is_new = day_us - first_us_M[questions.truth.value.numpy()] < NEW_DAYS * US_PER_DAY
-        return Recalled(
-            found=float(recall_Q.sum()),
-            events=len(recall_Q),
-            found_new=float(recall_Q[is_new].sum()),
-            events_new=int(is_new.sum()),
-        )
+        is_new_M = torch.from_numpy(int(store.time_us[arrived[0]]) - first_us_M < NEW_DAYS * US_PER_DAY)
+        new_truth = keep(questions.truth, is_new_M[questions.truth.value])
+        found, queries = self.summed(model, questions)
+        found_new, queries_new = 0.0, 0
+        if len(new_truth.value):
+            found_new, queries_new = self.summed(model, replace(questions, truth=new_truth))
+        return Recalled(found=found, queries=queries, found_new=found_new, queries_new=queries_new)
+
+    def summed(self, model: Model, questions: HeldOut) -> tuple[float, int]:
+        """Recall summed over the queries that have an answer, and how many those are."""
+        counts_M = torch.from_numpy(np.bincount(questions.store.item_row, minlength=questions.store.n_items))
+        result = measured(self.run, model.towers, questions, counts_M)
+        recall_Q = result.per_query[MODEL][self.run.training.metric]
+        return float(recall_Q.nansum()), int((~recall_Q.isnan()).sum())
 
 
 def _read(line: str) -> DayResult:
@@ -237,11 +243,11 @@ def ratio(
 
 
 def mean(days: Sequence[DayResult], arm: str, *, new: bool = False) -> float:
-    """Recall over the events of days."""
+    """Recall over the customers of days."""
     some = [getattr(day, arm) for day in days if getattr(day, arm)]
     if new:
-        return sum(one.found_new for one in some) / max(sum(one.events_new for one in some), 1)
-    return sum(one.found for one in some) / sum(one.events for one in some)
+        return sum(one.found_new for one in some) / max(sum(one.queries_new for one in some), 1)
+    return sum(one.found for one in some) / sum(one.queries for one in some)
 
 
 def summary(days: Sequence[DayResult]) -> dict[str, object]:
@@ -296,7 +302,7 @@ def plot(days: Sequence[DayResult], path: Path) -> None:
 
 def _has(days: Sequence[DayResult], arm: str, new: bool) -> bool:
     some = [getattr(day, arm) for day in days if getattr(day, arm)]
-    return sum(one.events_new if new else one.events for one in some) > 0
+    return sum(one.queries_new if new else one.queries for one in some) > 0
 
 
 def main() -> None:
@@ -319,13 +325,17 @@ def main() -> None:
         for day in Days(run, work, arguments.since, arguments.until, arguments.full_every).results():
             days.append(day)
             cells = " ".join(f"{arm} {mean([day], arm):.4f}" for arm in ARMS if getattr(day, arm))
-            print(f"{day.date} {day.daily.events:,} events: {cells}, {day.update_seconds:.2f} s", flush=True)
+            print(f"{day.date} {day.daily.queries:,} customers: {cells}, {day.update_seconds:.2f} s", flush=True)
     metrics = summary(days)
     rows = [
         [arm, mean(days, arm) if arm != "full" else float("nan"), *(_of(days, arm, new) for new in (False, True))]
         for arm in ARMS
     ]
-    show("recall@20 of each day's events", ["", "all days", "days with full", "new items, those days"], rows)
+    show(
+        "recall@20, mean over the customers of each day",
+        ["", "all days", "days with full", "new items, those days"],
+        rows,
+    )
     if arguments.plot is not None:
         plot(days, arguments.plot)
     report(

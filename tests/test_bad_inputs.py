@@ -482,8 +482,8 @@ ARTIFACTS = {
     ),
     "a checkpoint of another version": artifact(
         "evaluate trained/model",
-        edited("trained/model/best/state.json", '"format": 1', '"format": 99'),
-        "state.json: format 99, this version reads 1: train again, or use the version that wrote it",
+        edited("trained/model/best/state.json", '"format": 2', '"format": 99'),
+        "state.json: format 99, this version reads 2: train again, or use the version that wrote it",
     ),
     "a checkpoint of another shape": artifact(
         "evaluate trained/model",

@@ -230,6 +230,9 @@ def test_every_day(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["new_queries"] == 1
     assert cli.main(["update", model, "--interactions", str(tmp_path / "day-8.csv"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) is None
+    (tmp_path / "days").mkdir()
+    assert cli.main(["update", model, "--source", f"{tmp_path}/days"]) == 0
+    assert capsys.readouterr().out == f"nothing new in {tmp_path}/days: the model is as it was: {model}\n"
     assert cli.main(["days", model, "--plot", str(tmp_path / "days.png")]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].split("  ")[0] == "update"

@@ -36,6 +36,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "events.csv").write_text("user,item,time\n" + "".join(rows), encoding="utf-8")
     kinds = [f"i{item},{'odd' if item % 2 else 'even'}\n" for item in range(ITEMS)]
     (tmp_path / "items.csv").write_text("item,parity\n" + "".join(kinds), encoding="utf-8")
+    (tmp_path / "days").mkdir()
+    day = [f"u{user},i{(7 * user) % ITEMS},{1_702_000_000 + user}\n" for user in range(USERS)]
+    (tmp_path / "days" / "2023-12-08.csv").write_text("user,item,time\n" + "".join(day), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -79,13 +82,16 @@ def test_the_commands_run_one_after_the_other(capsys: pytest.CaptureFixture[str]
         short += ["--batches", "6"] if command.startswith("twotower audit") else []
         assert main([*words(command), *short, *" ".join(settings).split()]) == 0, capsys.readouterr().err
         shown[words(command)[0]] = capsys.readouterr().out
-    assert list(shown) == ["init", "train", "audit", "evaluate", "recommend", "tune"]
+    assert list(shown) == ["init", "train", "audit", "evaluate", "recommend", "tune", "update", "days", "forget"]
     assert "wrote run.toml" in shown["init"]
     assert "events       360" in shown["train"]  # it ingests first
     assert "Verdict" in shown["audit"]
     assert "popularity" in shown["evaluate"]
     assert len(shown["recommend"].splitlines()) == 10
     assert "best.toml" in shown["tune"]
+    assert "update 1: 30 events" in shown["update"]
+    assert "2023-12-08" in shown["days"]
+    assert f"1 queries with {EVENTS_A_USER + 1} events are gone" in shown["forget"]
     assert "temperature = 0.07" in Path("model/run.toml").read_text(encoding="utf-8")
 
 

@@ -305,12 +305,14 @@ def update(
         arrived = [list(files) or None for files in (interactions, queries, items)]
         say(update(model, interactions=arrived[0], queries=arrived[1], items=arrived[2], set=overrides, quiet=as_json))
         return
-    named = source or follow or ""
+    named, n_updates = source or follow or "", 0
     with stop_on_signal() as stop:
-        every_s = None if follow is None else every
-        stream = stream_of(named)
+        stream, every_s = stream_of(named), None if follow is None else every
         for done in update_from(model, stream, source=named, every_s=every_s, stop=stop, set=overrides, quiet=as_json):
             say(done)
+            n_updates += 1
+    if not n_updates and not as_json:
+        print(f"nothing new in {named}: the model is as it was: {model}")
 
 
 @app.command(sort_key=10)

@@ -190,7 +190,8 @@ class Update:
     patience: int | None = 1
     """Validations, one a pass, without a better ``training.metric`` after which an update stops."""
     valid: float = 0.1
-    """Share of what arrives that is held out for good: no update trains on it, and what stays is decided by it."""
+    """Share of what arrives that is held out for good, by query and day: no update trains on it, and what stays is
+    decided by it."""
     valid_days: float = 14.0
     """Only what was held out in so many days before the newest event is asked for."""
     min_recall_ratio: float = 0.9

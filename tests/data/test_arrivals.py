@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from twotower.data.lock import locked
 from twotower.data.splits import SHOWN, TRAIN, VALID
 from twotower.data.store import Store
 from twotower.errors import ArtifactError
+from twotower.schema import Categorical
 
 DAY_US = 86_400_000_000
 
@@ -35,16 +37,42 @@ def store_of(n: int, *, arrived: np.ndarray | None = None, step_us: int = 1_000_
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5])
 def test_the_share_is_about_right(share: float) -> None:
+    """A hundred events a day, so each event is a query's only one of its day."""
     n = 100_000
-    found = held_out_for_good(store_of(n), share)
+    found = held_out_for_good(store_of(n, step_us=DAY_US // 97), share)
     assert abs(found.sum() - share * n) < 4 * np.sqrt(n * share * (1 - share))
 
 
-def test_of_one_query_item_or_moment_neither_all_nor_none() -> None:
-    """Each of the three is hashed."""
-    for events in ([(3, i) for i in range(400)], [(q, 3) for q in range(400)], [(3, 3)] * 400):
-        made = make_store(events, time_us=list(range(400)), n_queries=400, n_items=400)
-        found = held_out_for_good(replace(made, arrived=np.ones(400, np.int32)), 0.5)
+def held_out(events: list[tuple[int, int]], time_us: list[int] | None, arrived: list[int], **more: Any) -> np.ndarray:
+    made = make_store(events, time_us=time_us, n_items=400, **more)
+    return held_out_for_good(replace(made, arrived=np.array(arrived, np.int32)), 0.5)
+
+
+def test_all_of_a_query_and_a_day_or_nothing() -> None:
+    """400 queries with an event at the start and one at the end of each of two days."""
+    events = [(q, day * 2 + end) for day in range(2) for end in range(2) for q in range(400)]
+    times = [day * DAY_US + end * (DAY_US - 1) for day in range(2) for end in range(2) for _ in range(400)]
+    found = held_out(events, times, [1] * 1600, n_queries=400).reshape(2, 2, 400)
+    assert (found[:, 0] == found[:, 1]).all()
+    for day in range(2):
+        assert 140 < found[day, 0].sum() < 260
+    assert 140 < (found[0, 0] == found[1, 0]).sum() < 260  # the days of a query have nothing to do with one another
+
+
+def test_without_a_time_all_of_a_query_and_an_update_or_nothing() -> None:
+    events = [(q, item) for _ in range(2) for item in range(3) for q in range(400)]
+    found = held_out(events, None, [1] * 1200 + [2] * 1200, n_queries=400).reshape(2, 3, 400)
+    assert (found == found[:, :1]).all()
+    assert 140 < (found[0, 0] == found[1, 0]).sum() < 260
+
+
+def test_without_a_query_each_event_alone() -> None:
+    """By its item and its moment."""
+    context = {"word": Categorical(column="word")}
+    for items, times in ((range(400), [0] * 400), ([3] * 400, range(400))):
+        events = [(-1, item) for item in items]
+        columns = {"word": np.zeros(400, np.int32)}
+        found = held_out(events, list(times), [1] * 400, has_query=False, context=context, context_columns=columns)
         assert 140 < found.sum() < 260
 
 

@@ -440,3 +440,10 @@ def test_a_single_group_and_groups_that_are_all_alike_are_no_trouble() -> None:
     line = compare_rows("x", pairs, pairs)
     assert line is not None
     assert (line.shift, line.standard_errors) == (0.0, 0.0)
+
+
+def test_a_line_in_words() -> None:
+    share = DriftLine(of="items", what="new", before=0.1, arrived=0.4, shift=0.3, least=0.02, standard_errors=9.0)
+    assert share.in_words() == "items new from 0.1 to 0.4"
+    law = replace(share, of="item.price", what="distribution", before=None, arrived=None)
+    assert law.in_words() == "item.price distribution by 0.3"

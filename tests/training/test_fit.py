@@ -175,7 +175,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, metrics: list[float]) -> None:
         value = next(left)
         return SimpleNamespace(metric=lambda name: value)
 
-    monkeypatch.setattr(loop.Loop, "_measure", measure)
+    monkeypatch.setattr(loop.Loop, "measure", measure)
 
 
 def test_patience_ends_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

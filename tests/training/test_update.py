@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ from twotower.data.store import Store
 from twotower.data.streams import Folder
 from twotower.errors import ArtifactError, ConfigError, DataError
 from twotower.negatives import InBatch
-from twotower.schema import Interactions, Number, Schema
+from twotower.schema import Categorical, Id, Interactions, Number, Schema
+from twotower.towers import Graph, TwoTower
 from twotower.training import (
     Days,
     Retriever,
@@ -60,22 +61,35 @@ from twotower.training.retriever import open_model
 from twotower.training.update import is_below
 
 
-@pytest.fixture(autouse=True)
-def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Power does not fail here."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture(autouse=True)
-def same_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which products are fast may look different from one training to the next, and bits depend on it."""
-    monkeypatch.setattr(loop, "probe", lambda: Matmul(precision="highest", seconds={}, error={}))
+@pytest.fixture(autouse=True, scope="module")
+def settled() -> Iterator[None]:
+    """Power does not fail here; and which products are fast may look different from one training to the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(loop, "probe", lambda: Matmul(precision="highest", seconds={}, error={}))
+        yield
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the first days, not to be changed."""
     return trained(tmp_path_factory.mktemp("first") / "at")
+
+
+@pytest.fixture(scope="module")
+def once(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same after one more day, not to be changed."""
+    model = copy_of(first, tmp_path_factory.mktemp("once"))
+    updated(model, day_of(FIRST_DAYS))
+    return model
+
+
+@pytest.fixture(scope="module")
+def twice(once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """After two."""
+    model = copy_of(once, tmp_path_factory.mktemp("twice"))
+    updated(model, day_of(FIRST_DAYS + 1))
+    return model
 
 
 @pytest.fixture
@@ -245,6 +259,19 @@ def test_a_day_given_twice_does_nothing(model: Path, capsys: pytest.CaptureFixtu
     assert (more.n_events, more.n_repeats) == (USERS * A_DAY, USERS * A_DAY)
 
 
+def test_values_that_wait_are_counted_once(tmp_path: Path) -> None:
+    """Two events of an item are one too few for a row of its own in the table, however often they are given."""
+    schema = replace(SCHEMA, item={"item": Id(column="item", min_count=3)})
+    model = trained(tmp_path / "at", schema=schema)
+    news = [*at(FIRST_DAYS, "u0", "fresh"), *at(FIRST_DAYS, "u2", "fresh")]
+    assert updated(model, news).day is not None
+    size, before = store_of(model).encoders.table_sizes["item"], bytes_of(model)
+    assert updated(model, news).day is None
+    assert bytes_of(model) == before
+    assert updated(model, news, at(FIRST_DAYS + 1, "u4", "fresh")).day is not None
+    assert store_of(model).encoders.table_sizes["item"] == size + 1
+
+
 def test_late_events_go_where_their_time_puts_them(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     updated(model, day_of(FIRST_DAYS + 1))
     met = events_trained_on(monkeypatch)
@@ -293,6 +320,32 @@ def test_items_alone(with_items: Path) -> None:
     before = bytes_of(with_items)
     assert update(with_items, items=catalogue(ITEMS + 1, size=0.5), quiet=True).day is None
     assert bytes_of(with_items) == before
+
+
+def test_queries_alone(tmp_path: Path) -> None:
+    """One more user, of whom nothing but the country is known, and another country of one that is there."""
+
+    def users(*countries: str) -> pa.Table:
+        return pa.table({"user": [f"u{user}" for user in range(len(countries))], "country": countries})
+
+    before = ["even" if user % 2 == 0 else "odd" for user in range(USERS)]
+    folder = tmp_path / "at"
+    folder.mkdir()
+    pa.parquet.write_table(users(*before), folder / "users.parquet")
+    schema = replace(SCHEMA, query={**SCHEMA.query, "country": Categorical(column="country")})
+    data = run_of(folder, str(folder / "events.parquet")).data
+    assert data is not None
+    model = trained(folder, schema=schema, data=replace(data, queries=(str(folder / "users.parquet"),)))
+    old = store_of(model)
+    day = update(model, queries=users("odd", *before[1:], "odd"), quiet=True).day
+    assert day is not None
+    assert (day.n_events, day.new_queries, day.new_items) == (0, 1, 0)
+    row_of_country = store_of(model).query.take(torch.arange(USERS + 1))["country"]
+    odd = old.query.take(torch.tensor([1]))["country"]
+    assert row_of_country[0] == row_of_country[USERS] == odd
+    assert torch.equal(row_of_country[1:USERS], old.query.take(torch.arange(1, USERS))["country"])
+    best = items_of(model, f"u{USERS}", k=10)
+    assert sum(int(item[1:]) % 2 for item in best) >= 8
 
 
 BAD: dict[str, Callable[[Path], object]] = {
@@ -403,7 +456,7 @@ def test_a_model_that_got_worse_does_not_stay(tmp_path: Path, monkeypatch: pytes
         for name, was in tensors.items():
             assert torch.equal(after[side][name][: len(was)], was), name
     assert "fresh" in items_of(model, "u23", k=ITEMS + 1)
-    assert not updated(model, day_of(FIRST_DAYS + 3), set=TOO_FAST).day.kept
+    assert not updated(model, day_of(FIRST_DAYS + 3), set=["update.min_recall_ratio=100"]).day.kept
     third = updated(model, day_of(FIRST_DAYS + 4)).day
     assert third.kept
     store = store_of(model)
@@ -443,16 +496,13 @@ def test_below_by_more_than_chance(value_Q: torch.Tensor, other_Q: torch.Tensor,
 # ---------------------------------------------------------------- again, and cut off
 
 
-def three_updates(model: Path) -> None:
-    updated(model, day_of(FIRST_DAYS), NEW)
-    updated(model, day_of(FIRST_DAYS + 1), set=["update.min_recall_ratio=100"])  # which is not kept
-    updated(model, day_of(FIRST_DAYS + 2))
-
-
-def test_the_same_updates_make_the_same_model(first: Path, tmp_path: Path) -> None:
-    one, two = copy_of(first, tmp_path / "one"), copy_of(first, tmp_path / "two")
-    three_updates(one)
-    three_updates(two)
+def test_the_same_updates_make_the_same_model(first: Path, twice: Path, tmp_path: Path) -> None:
+    """Also where one of them does not stay."""
+    one, two = copy_of(twice, tmp_path / "one"), copy_of(first, tmp_path / "two")
+    updated(two, day_of(FIRST_DAYS))
+    updated(two, day_of(FIRST_DAYS + 1))
+    for model in (one, two):
+        assert not updated(model, day_of(FIRST_DAYS + 2), NEW, set=["update.min_recall_ratio=100"]).day.kept
     assert without_times(bytes_of(one)) == without_times(bytes_of(two))
     assert sorted(path.name for path in one.iterdir()) == ["best", "metrics.jsonl", "run.toml", "stores", "train.json"]
     assert [path.name for path in (one / "stores").iterdir()] == ["000003"]
@@ -463,14 +513,10 @@ class Killed(BaseException):
 
 
 def test_cut_off_in_training_it_goes_on_where_it_was(
-    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    once: Path, twice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second update, its state saved at each step: yesterday's model until the end, then the same."""
-    one, two = copy_of(first, tmp_path / "one"), copy_of(first, tmp_path / "two")
-    settings = ["training.checkpoint_every_s=0"]
-    for model in (one, two):
-        updated(model, day_of(FIRST_DAYS))
-    updated(one, day_of(FIRST_DAYS + 1), set=settings)
+    two, settings = copy_of(once, tmp_path), ["training.checkpoint_every_s=0"]
     before, taken, step = bytes_of(two / "best"), [], Loop._step
 
     def stepper(self: Loop, number: int, batch: Any) -> None:
@@ -486,17 +532,15 @@ def test_cut_off_in_training_it_goes_on_where_it_was(
         assert bytes_of(two / "best") == before
         assert len(recommend(two, {"user": "u0"})) == 10
     updated(two, day_of(FIRST_DAYS + 1), set=settings)
-    assert without_times(bytes_of(two)) == without_times(bytes_of(one))
+    assert without_times(bytes_of(two)) == without_times(bytes_of(twice))
     steps = history(two).days[-1].steps
     assert len(taken) <= steps + 2  # only what was not whole is taken again
 
 
 def test_another_update_does_not_go_on_with_what_was_cut_off(
-    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first: Path, once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = copy_of(first, tmp_path / "one"), copy_of(first, tmp_path / "two")
-    settings = ["training.checkpoint_every_s=0"]
-    updated(one, day_of(FIRST_DAYS), set=settings)
+    two, settings = copy_of(first, tmp_path), ["training.checkpoint_every_s=0"]
     with monkeypatch.context() as patch:
         save = checkpoint.save
 
@@ -510,30 +554,44 @@ def test_another_update_does_not_go_on_with_what_was_cut_off(
             updated(two, day_of(FIRST_DAYS + 1), set=settings)
     assert (two / "update").exists()
     updated(two, day_of(FIRST_DAYS), set=settings)
-    assert without_times(bytes_of(two)) == without_times(bytes_of(one))
+    assert without_times(bytes_of(two)) == without_times(bytes_of(once))
 
 
-@pytest.mark.parametrize("at_", ["before the rename", "after it"])
-def test_cut_off_about_the_change_over(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_: str) -> None:
-    one, two = copy_of(first, tmp_path / "one"), copy_of(first, tmp_path / "two")
-    updated(one, day_of(FIRST_DAYS))
-    save = checkpoint.save
+@pytest.mark.parametrize("at_", ["before it", "between its renames", "before the old one goes", "after it"])
+def test_cut_off_about_the_change_over(
+    once: Path, twice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_: str
+) -> None:
+    two = copy_of(once, tmp_path)
+    save, rename, sync = checkpoint.save, Path.rename, checkpoint._sync
 
-    def dying(folder: Path, *args: Any, **kwargs: Any) -> None:
-        if folder.parent == two and at_ == "before the rename":
+    def dying_save(folder: Path, *args: Any, **kwargs: Any) -> None:
+        if folder == two / "best" and at_ == "before it":
             raise Killed
         save(folder, *args, **kwargs)
-        if folder.parent == two:
+        if folder == two / "best":
             raise Killed
 
+    def dying_rename(self: Path, target: Path) -> Path:
+        if self == two / "best.partial" and at_ == "between its renames":
+            raise Killed
+        return rename(self, target)
+
+    def dying_sync(path: Path) -> None:
+        if path == two and at_ == "before the old one goes":
+            raise Killed
+        sync(path)
+
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", dying)
+        patch.setattr(checkpoint, "save", dying_save)
+        patch.setattr(Path, "rename", dying_rename)
+        patch.setattr(checkpoint, "_sync", dying_sync)
         with pytest.raises(Killed):
-            updated(two, day_of(FIRST_DAYS))
+            updated(two, day_of(FIRST_DAYS + 1))
     assert len(recommend(two, {"user": "u0"})) == 10
-    again = updated(two, day_of(FIRST_DAYS))
-    assert (again.day is None) == (at_ == "after it")
-    assert without_times(bytes_of(two)) == without_times(bytes_of(one))
+    is_over = at_ in ("before the old one goes", "after it")
+    assert len(history(two).days) == 1 + is_over
+    assert (updated(two, day_of(FIRST_DAYS + 1)).day is None) == is_over
+    assert without_times(bytes_of(two)) == without_times(bytes_of(twice))
 
 
 LOCKED = """
@@ -621,6 +679,31 @@ def test_forgotten_queries_leave_nothing(knowing: Path, tmp_path: Path, n_update
         stays = [row for row in range(len(next(iter(tensors.values())))) if side == "item" or row not in rows]
         for name, was in rows_by_table(model)[side].items():
             assert torch.equal(was[stays], tensors[name][stays]), name
+    after = {name.rpartition(".")[2]: tensor for name, tensor in rows_by_table(model)["user"].items()}
+    met = after["weight"][after["met_R"]]
+    assert after.keys() == {"weight", "met_R", "accumulator_R"}
+    assert not after["met_R"][rows].any()
+    assert (after["accumulator_R"][rows] == 0).all()
+    assert torch.allclose(after["weight"][rows], met.mean(0).expand(2, -1), atol=1e-6)
+
+
+@pytest.mark.parametrize("n_updates", [0, 1])
+def test_a_graph_without_them_knows_no_more_than_before(tmp_path: Path, n_updates: int) -> None:
+    """Its edges are the pairs that were known to the model, held-out ones not among them, without theirs."""
+    events = [event for day in range(FIRST_DAYS) for event in day_of(day)]
+    model = trained(
+        tmp_path / "at", [*events, *at(2, SECRET, "i0", "i3")], towers=TwoTower(dim=8, graph=Graph(layers=1))
+    )
+    for day in range(n_updates):
+        updated(model, day_of(FIRST_DAYS + day))
+    store = store_of(model)
+    unknown = held_out_for_good(store, 0.2) if n_updates else open_model(model)[0].split.assign(store) > 0
+    unknown |= np.asarray(store.query_row) == row_of(model, "user", SECRET)
+    known = {(q, i) for q, i in zip(store.query_row[~unknown].tolist(), store.item_row[~unknown].tolist(), strict=True)}
+    forget(model, [SECRET])
+    edge_2E = checkpoint.read_tensors(model / "best")[0]["towers.graph.edge_2E"]
+    assert len(known) > 200
+    assert set(zip(*edge_2E.tolist(), strict=True)) == known
 
 
 def test_who_comes_next_has_the_row_and_nothing_else(knowing: Path, tmp_path: Path) -> None:
@@ -803,7 +886,7 @@ def test_an_updated_model_is_measured_and_its_vectors_saved(model: Path, tmp_pat
     assert found.days[0].after is not None
     assert evaluation.metric("recall@10") == pytest.approx(found.days[0].after)
     assert evaluation.n_pairs == found.days[0].n_held_out
-    assert evaluation.metric("recall@10") > 2 * evaluation.rows["random"]["recall@10"]
+    assert evaluation.metric("recall@10") > 1.5 * evaluation.rows["random"]["recall@10"]
     save_vectors(model, tmp_path / "vectors.parquet")
     vectors = pa.parquet.read_table(tmp_path / "vectors.parquet")
     retriever = Retriever.open(model)
@@ -830,3 +913,19 @@ def test_a_run_without_a_section_of_updates(model: Path) -> None:
 def test_before_any_update_there_is_no_history(model: Path) -> None:
     assert history(model) == Days(metric="recall@10", days=())
     assert history(model).render() == "no update yet: twotower update MODEL --interactions NEW"
+
+
+def test_products_stay_those_the_model_was_trained_with(once: Path, tmp_path: Path) -> None:
+    """Unless they are not sound on this machine: bits depend on them, not on how busy it is."""
+    faster = Matmul(precision="medium", seconds={}, error={"medium": 1e-7})
+    rounding = Matmul(precision="highest", seconds={}, error={"medium": 3e-3})
+    model, found = copy_of(once, tmp_path), []
+    assert checkpoint.read_state(model / "best")["products"] == "highest"
+    for number, probed in enumerate((faster, rounding)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "probe", lambda probed=probed: probed)
+            updated(model, day_of(FIRST_DAYS + 1 + number))
+        state = checkpoint.read_state(model / "best")
+        found.append(state["products"])
+        checkpoint.write_state(model / "best", {**state, "products": "medium"})
+    assert found == ["highest", "highest"]

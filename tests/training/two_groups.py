@@ -73,7 +73,7 @@ def run_of(folder: Path, interactions: str, **update: Any) -> Run:
         negatives=InBatch() + Uniform(16),
         loss=SampledSoftmax(temperature=0.2),
         training=Training(
-            batch_size=32, epochs=10, metric="recall@10", tables=RowwiseAdagrad(lr=0.3), validate_every=5, threads=1
+            batch_size=32, epochs=5, metric="recall@10", tables=RowwiseAdagrad(lr=0.3), validate_every=5, threads=1
         ),
         evaluation=Evaluation(k=(10,)),
         update=Update(**{"epochs": 3.0, "valid": 0.2, **update}),

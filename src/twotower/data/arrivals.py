@@ -14,15 +14,23 @@ _APART = np.uint64(0x9E3779B97F4A7C15)
 
 
 def held_out_for_good(store: Store, share: float) -> NDArray[np.bool_]:
-    """[E] whether an event that an update brought is held out: about ``share`` of them, by a hash of query, item and
-    time. Rows do not move while a store grows, so an event is held out for ever or never."""
+    """[E] whether an event that an update brought is held out, about ``share`` of them, by a hash of query and day.
+
+    All that a query does on a day (UTC) is held out or nothing: the rest of a basket would tell too much of it, and a
+    model is asked about days to come. Where there is no time, all of it that an update brings; where there is no query, each
+    event alone. Rows do not move while a store grows, so an event is held out for ever or never.
+    """
     if share == 0:
         return np.zeros(store.n_events, bool)
-    time_us = np.zeros(store.n_events, np.int64) if store.time_us is None else np.asarray(store.time_us)
+    query = np.asarray(store.query_row).astype(np.int64)
+    if store.time_us is None:
+        when = np.asarray(store.arrived).astype(np.int64)
+    else:
+        when = np.where(query < 0, store.time_us, np.asarray(store.time_us) // US_PER_DAY)
+    item = np.where(query < 0, np.asarray(store.item_row), -1)
     with np.errstate(over="ignore"):
-        number = np.asarray(store.query_row).astype(np.int64).view(np.uint64) * _APART
-        number = mix64(number + np.asarray(store.item_row).astype(np.uint64))
-        number = mix64(number * _APART + time_us.view(np.uint64))
+        number = mix64(query.view(np.uint64) * _APART + item.astype(np.int64).view(np.uint64))
+        number = mix64(number * _APART + when.view(np.uint64))
     return np.asarray((number / 2.0**64 < share) & (np.asarray(store.arrived) > 0))
 
 

@@ -58,6 +58,12 @@ class DriftLine:
         """Whether the shift matters and is none of chance."""
         return abs(self.shift) > self.least and self.standard_errors > STANDARD_ERRORS
 
+    def in_words(self) -> str:
+        """What is compared, and its numbers: ``items new from 0.1 to 0.4``, ``item.price distribution by 0.2``."""
+        if self.before is None or self.arrived is None:
+            return f"{self.of} {self.what} by {self.shift:.3g}"
+        return f"{self.of} {self.what} from {self.before:.3g} to {self.arrived:.3g}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Values:

@@ -268,8 +268,8 @@ def open_or_ingest(run: Run, *, quiet: bool = False) -> Store:
 class settings_of:
     """Threads and float32 product path of a run, restored afterwards: ``with settings_of(training) as precision``.
 
-    The path is the fastest of those that are sound, unless ``products`` says which: bits depend on it, and on a busy
-    machine another one may seem the fastest.
+    The path is the fastest of those that are sound, unless ``products`` names one that is: bits depend on it, and on a
+    busy machine another one may seem the fastest.
     """
 
     def __init__(self, training: Training, products: str | None = None) -> None:
@@ -283,7 +283,8 @@ class settings_of:
         self.threads = torch.get_num_threads()
         if self.training.threads is not None:
             torch.set_num_threads(self.training.threads)
-        precision = self.products or probe().precision
+        found = probe()
+        precision = self.products if self.products and found.is_sound(self.products) else found.precision
         self.matmul = matmul_precision(precision)
         self.matmul.__enter__()
         return precision
@@ -610,7 +611,6 @@ class Loop:
                 "worse": self.worse,
                 "seconds": self.seconds,
                 "ended": self.ended,
-                "products": torch.get_float32_matmul_precision(),
                 "recorder": self.recorder.state(),
                 **({checkpoint.TORN: True} if torn else {}),
             }
@@ -620,7 +620,7 @@ class Loop:
 
     def _state(self) -> dict[str, Any]:
         state = {"step": self.step, "epoch": self._epoch(self.step), "metric": self.best_metric}
-        return {**state, "history": self.history, **self.about}
+        return {**state, "history": self.history, "products": torch.get_float32_matmul_precision(), **self.about}
 
     def _sizes(self) -> list[int]:
         """Queries, items and events of the store."""

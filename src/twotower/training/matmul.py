@@ -6,6 +6,7 @@ with them the same switch rounds to bfloat16. So the switch is taken only where 
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -30,6 +31,10 @@ class Matmul:
     precision: str
     seconds: dict[str, float]
     error: dict[str, float]
+
+    def is_sound(self, precision: str) -> bool:
+        """Whether a setting's error is that of float32 on this machine."""
+        return precision == "highest" or self.error.get(precision, math.inf) <= MAX_ERROR
 
 
 def probe(rows: int = 128, columns: int = 4096, width: int = 64, repeats: int = 5) -> Matmul:

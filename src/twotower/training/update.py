@@ -39,7 +39,7 @@ from ..data.ingest import IngestReport
 from ..data.lock import locked
 from ..data.readers import Source
 from ..data.splits import SHOWN, Parts
-from ..data.store import Store, read_manifest
+from ..data.store import WAITING, Store, read_manifest
 from ..data.streams import Position, Stream, follow
 from ..errors import ConfigError, DataError, TwoTowerError
 from ..evaluation import MODEL
@@ -83,7 +83,7 @@ class Updated:
             return f"nothing new arrived: the model is as it was: {self.folder}"
         day, found = self.day, []
         if self.drift is not None and self.drift.shifted:
-            found += [f"shifted: {', '.join(day.shifted)}"]
+            found += [f"shifted: {line.in_words()}" for line in self.drift.shifted]
         if day.served is not None:
             found += [f"{self.metric} {day.served:.4f} on what arrived, before training on it"]
         verdict = "kept" if day.kept else "not kept, the model stays as it was and trains on this with the next update"
@@ -186,14 +186,15 @@ class Forgotten:
     n_queries: int
     n_events: int
     elsewhere: tuple[str, ...]
-    """Where the same data may still lie: what a model's folder does not hold."""
+    """Where the same data may still lie: the first store, the files it was made of, and sources that were gone through.
+    Files that updates were given one by one are not remembered."""
 
     def render(self) -> str:
         """For people."""
         return (
             f"{self.n_queries:,} queries with {self.n_events:,} events are gone from {self.folder}. Not touched, and "
-            f"yours to clear: {', '.join(self.elsewhere)}. Vectors of items were learned with their events among "
-            "others; train anew for a model that never saw them"
+            f"yours to clear: {', '.join(self.elsewhere)}, and other files that updates were given. Vectors of items "
+            "were learned with their events among others; train anew for a model that never saw them"
         )
 
 
@@ -244,11 +245,10 @@ class _Update:
         )
         if not self.quiet:
             print(report.render())
-        if _files(self.store) == _files(self.base):
+        if self._is_nothing(report, are_listed=queries is not None or items is not None):
             self._stay(positions)
             return Updated(folder=self.folder, day=None, report=report, drift=None, metric=self.metric)
-        self.cut_off = self._cut_off()
-        with settings_of(self.run_.training, None if self.cut_off is None else self.cut_off["products"]):
+        with settings_of(self.run_.training, self.state["products"]) as self.products:
             day, shifted, loop = self._trained(report, name)
         self._change_over(loop, self._state_after(day, positions))
         return Updated(folder=self.folder, day=day, report=report, drift=shifted, metric=self.metric)
@@ -257,9 +257,10 @@ class _Update:
         """The model without some queries."""
         report = self._grow(forget=queries)
         assert report.growth is not None
-        with settings_of(self.run_.training):
-            part_E = np.full(self.store.n_events, PARTS["train"], np.int8)
-            loop = self._loop(np.arange(self.store.n_events), part_E)
+        with settings_of(self.run_.training, self.state["products"]):
+            part_E = self._parts()
+            part_E[self._fresh()] = PARTS["test"]  # the model stays one that does not know them
+            loop = self._loop(np.flatnonzero(part_E == PARTS["train"]), part_E)
             self._fill(loop.model, loop.stepper.optimiser)
         self._change_over(loop, {**self.state, **self._first_held_out(), "store": self._relative(self.store)})
         assert self.run_.data is not None
@@ -269,7 +270,7 @@ class _Update:
             folder=self.folder,
             n_queries=report.growth.forgotten_queries,
             n_events=report.growth.forgotten_events,
-            elsewhere=(data.store, *raw),
+            elsewhere=(data.store, *raw, *self.state.get("positions", {})),
         )
 
     def _grow(self, **arrived: Any) -> IngestReport:
@@ -284,7 +285,19 @@ class _Update:
             raise
         return report
 
+    def _is_nothing(self, report: IngestReport, *, are_listed: bool) -> bool:
+        """Whether events, ids and what is known of them are as they were; values that wait are not counted again with
+        events that repeat."""
+        assert report.growth is not None
+        if not report.growth.is_nothing:
+            return False
+        before, after = ({**_files(store), WAITING: None} for store in (self.base, self.store))
+        return not are_listed or before == after
+
     # ------------------------------------------------------------ what is trained on
+
+    def _parts(self) -> Parts:
+        return parts_of_arrivals(self.store, share=self.settings.valid, days=self.settings.valid_days)
 
     def _fresh(self) -> NDArray[np.bool_]:
         """[E] taken events that no training has seen, those held out for good among them."""
@@ -322,7 +335,7 @@ class _Update:
     def _trained(self, report: IngestReport, name: str) -> tuple[Day, Drift | None, Loop]:
         """What there is to say of the update, and a loop with the model that stays."""
         store, fresh = self.store, self._fresh()
-        part_E = parts_of_arrivals(store, share=self.settings.valid, days=self.settings.valid_days)
+        part_E = self._parts()
         is_trained_on = (part_E == PARTS["train"]) & ~held_out_for_good(store, self.settings.valid)
         news, old = np.flatnonzero(is_trained_on & fresh), np.flatnonzero(is_trained_on & ~fresh)
         arrived = np.flatnonzero(_is_taken(store) & (np.asarray(store.arrived) == self.number))
@@ -398,19 +411,19 @@ class _Update:
     def _fill(self, model: Model, optimiser: torch.optim.Optimizer | None) -> None:
         carry_over(self.folder / BEST, model, self.changes, optimiser)
 
-    def _cut_off(self) -> dict[str, Any] | None:
-        """The state of this update's training, where it was cut off; what another update left is removed."""
+    def _is_begun(self) -> bool:
+        """Whether there is a training of this update to go on with; what another update left is removed."""
         work = self.folder / WORK
         state, _ = checkpoint.recover(work / LAST)
         if state is not None and state.get(_OF) == self._signature():
-            return state
+            return True
         shutil.rmtree(work, ignore_errors=True)
-        return None
+        return False
 
     def _fit(self, loop: Loop) -> Fit:
         """Train; the model of the loop is then the best validated one."""
         work = self.folder / WORK
-        fit = loop.run_to(self.settings.epochs, done=None if self.cut_off is None else work / LAST)
+        fit = loop.run_to(self.settings.epochs, done=work / LAST if self._is_begun() else None)
         checkpoint.load(work / BEST, loop.model, loop.stepper.optimiser)
         return fit
 
@@ -455,6 +468,7 @@ class _Update:
         return {
             "store": self._relative(self.store),
             "step": self.state["step"] + day.steps,
+            "products": self.products,
             **({"trained": self.number} if day.kept else self._trained_before()),
             "positions": self._positions_after(positions),
             "days": [*self.state.get("days", []), asdict(day)],
