@@ -17,8 +17,8 @@ def held_out_for_good(store: Store, share: float) -> NDArray[np.bool_]:
     """[E] whether an event that an update brought is held out, about ``share`` of them, by a hash of query and day.
 
     All that a query does on a day (UTC) is held out or nothing: the rest of a basket would tell too much of it, and a
-    model is asked about days to come. Where there is no time, all of it that an update brings; where there is no query, each
-    event alone. Rows do not move while a store grows, so an event is held out for ever or never.
+    model is asked about days to come. Where there is no time, all of it that an update brings; where there is no query,
+    each event alone. Rows do not move while a store grows, so an event is held out for ever or never.
     """
     if share == 0:
         return np.zeros(store.n_events, bool)
