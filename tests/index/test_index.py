@@ -387,3 +387,10 @@ def test_exact_needs_neither_torch_nor_faiss() -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         IVFSQ8().nprobe = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("kind", EXHAUSTIVE, ids=kind_of)
+def test_of_no_queries_nothing_is_found(kind: IndexSettings) -> None:
+    vector_MD = clustered(np.random.default_rng(0), 300, WIDTH)
+    found = Index.build(vector_MD, kind).search(vector_MD[:0], 5, excluded=[])
+    assert found.row_Bk.shape == found.score_Bk.shape == (0, 5)
