@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tests.towers.test_tower import DIM, EVERYTHING, ID, SIZES, everything, sche
 from twotower.bundle.served_tower import ServedTower
 from twotower.bundle.towers_as_onnx import TABLES, write_towers
 from twotower.data.columns import Column, RaggedArray
-from twotower.errors import ArtifactError
+from twotower.errors import ArtifactError, ConfigError
 from twotower.records import Features, Ragged
 from twotower.schema import Categorical, Categories, Id, Schema
 from twotower.towers import Graph, Tower, TwoTower
@@ -178,3 +179,14 @@ def test_a_table_name_may_be_any_text(tmp_path: Path) -> None:
     _, item = written(towers, of, tmp_path)
     want = towers.encode_item({"item": torch.tensor([2])}, served=True)
     assert far(item({"item": np.array([2])}, 1), want) < 1e-6
+
+
+@pytest.mark.parametrize(("missing", "extra"), [("onnx", "export"), ("onnxruntime", "serve")])
+def test_without_the_library_it_says_which_extra_brings_it(
+    missing: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    towers = TwoTower(dim=DIM)
+    towers.build(schema(), {"query.user": 3, "item": 4})
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ConfigError, match=rf"is not installed: pip install 'twotower\[{extra}\]'"):
+        written(towers, schema(), tmp_path)
