@@ -1,6 +1,7 @@
 """Encoded columns as they lie on disk, and the one bridge from there to tensors.
 
-A column of n rows is a numpy array (often a memory map) or, where every row holds a list, a ``RaggedArray``.
+A column of n rows is a numpy array (often a memory map) or, where every row holds a list, a ``RaggedArray``. Torch is
+imported where tensors are asked for: what serves a bundle encodes without it.
 """
 
 from __future__ import annotations
@@ -8,14 +9,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ..records import Features, Ragged
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..records import Features, Ragged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +105,10 @@ class Columns(Mapping[str, Column]):
             raise ValueError(f"columns of {n} rows were expected, found {wrong}")
         self.n = n
         self._columns = dict(columns)
-        self._tensors = {name: _as_tensors(column) for name, column in self._columns.items()}
+
+    @cached_property
+    def _tensors(self) -> dict[str, Tensor | Ragged]:
+        return {name: _as_tensors(column) for name, column in self._columns.items()}
 
     def __getitem__(self, name: str) -> Column:
         return self._columns[name]
@@ -121,6 +127,8 @@ class Columns(Mapping[str, Column]):
 
 def _as_tensors(column: Column) -> Tensor | Ragged:
     """Views of the arrays' memory, in the types they are stored in."""
+    from ..records import Ragged
+
     if not isinstance(column, RaggedArray):
         return _view(column)
     weight = None if column.weight is None else _view(column.weight)
@@ -128,13 +136,17 @@ def _as_tensors(column: Column) -> Tensor | Ragged:
 
 
 def _view(array: np.ndarray) -> Tensor:
+    import torch
+
     with warnings.catch_warnings():  # a read-only map is fine: nobody writes through these views
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
 
 
 def _take(tensors: Tensor | Ragged, row: Tensor) -> Tensor | Ragged:
-    if isinstance(tensors, Tensor):
+    from ..records import Ragged
+
+    if not isinstance(tensors, Ragged):
         return _widen(tensors.index_select(0, row))
     lists = tensors.take(row)
     weight = None if lists.weight is None else _widen(lists.weight)
@@ -143,4 +155,6 @@ def _take(tensors: Tensor | Ragged, row: Tensor) -> Tensor | Ragged:
 
 def _widen(values: Tensor) -> Tensor:
     """The type features have, whatever narrower type the disk holds."""
+    import torch
+
     return values.to(torch.float32 if values.is_floating_point() else torch.int64)

@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from ..errors import ArtifactError, DataError
-from ..records import Features
 from ..schema import Categorical, Categories, Feature, History, Id, Number, Schema, Seed, Text, Time, Vector, table_of
 from .arrow import (
     US_PER_DAY,
@@ -45,6 +43,9 @@ from .columns import Column, Columns, RaggedArray
 from .statistics import Moments, Sample, quantile_edges
 from .text import TextFit, TextTable, hashed_bags, open_subwords, subword_bags, text_columns
 from .vocabulary import HashedVocabulary, HashedVocabularyFit, Vocabulary, VocabularyFit, text_form
+
+if TYPE_CHECKING:
+    from ..records import Features
 
 FORMAT = 1
 """Version of the saved folder."""
@@ -191,8 +192,14 @@ class Encoders:
 
     # ------------------------------------------------------------ live rows
 
-    def transform_rows(self, side: str, rows: list[dict[str, object]]) -> Features:
-        """Encode raw values of live queries or items, one dictionary of column -> value each; absent is missing.
+    def transform_rows(self, side: str, rows: Sequence[Mapping[str, object]]) -> Features:
+        """``encode_rows`` as tensors."""
+        import torch
+
+        return Columns(self.encode_rows(side, rows), len(rows)).take(torch.arange(len(rows)))
+
+    def encode_rows(self, side: str, rows: Sequence[Mapping[str, object]]) -> dict[str, Column]:
+        """Encode raw values of live queries or items, one mapping of column -> value each; absent is missing.
 
         A history is given under its feature's name, as item ids with the oldest first.
 
@@ -210,9 +217,9 @@ class Encoders:
         for name, feature in features.items():
             if isinstance(feature, History):
                 encoded[name] = self._history(side, name, feature, raw[name])
-        return Columns(encoded, len(rows)).take(torch.arange(len(rows)))
+        return encoded
 
-    def _check_keys(self, side: str, rows: list[dict[str, object]]) -> None:
+    def _check_keys(self, side: str, rows: Sequence[Mapping[str, object]]) -> None:
         known = {*self.columns(side), *_keys(self.schema, side)}
         for at, row in enumerate(rows):
             unknown = [key for key in row if key not in known]

@@ -11,9 +11,7 @@ whole: whatever interrupts the writing leaves nothing that opens, and the next w
 
 from __future__ import annotations
 
-import json
 import os
-import zlib
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -25,16 +23,18 @@ from numpy.typing import NDArray
 from ..errors import ArtifactError, TwoTowerError
 from ..schema import Schema
 from ..settings import Codec
+from .artifact import ArtifactKind
 from .column_files import Tree, open_array, open_column
 from .columns import Columns
 from .encoders import Encoders
 from .vocabulary import Vocabulary
 
-FORMAT = "twotower store"
-VERSION = 2
-MANIFEST = "store.json"
 WAITING = "waiting.arrow"
 _AGAIN = "run the ingest again"
+STORE = ArtifactKind(
+    name="store", version=2, made_with="ingest", way_out=_AGAIN, replace_with="overwrite (--overwrite)"
+)
+MANIFEST = STORE.manifest
 
 
 class Day(NamedTuple):
@@ -115,7 +115,7 @@ class Store:
         """
         folder = Path(path)
         manifest = read_manifest(folder)
-        _check_files(folder, manifest, verify)
+        STORE.check_files(folder, manifest, verify=verify)
         try:
             return _opened(folder, manifest)
         except ArtifactError:
@@ -174,7 +174,7 @@ def encode_schema(schema: Schema) -> Tree:
     return dict(Codec().encode(Schema, schema))
 
 
-def decode_schema(tree: object, folder: Path) -> Schema:
+def decode_schema(tree: object, folder: Path, kind: ArtifactKind = STORE) -> Schema:
     """What ``encode_schema`` was given.
 
     Raises:
@@ -183,7 +183,7 @@ def decode_schema(tree: object, folder: Path) -> Schema:
     try:
         schema: Schema = Codec().decode(Schema, tree, "schema")
     except TwoTowerError as error:
-        raise ArtifactError(f"{folder}: the store's schema can't be read ({error}): {_AGAIN}") from error
+        raise ArtifactError(f"{folder}: the {kind.name}'s schema can't be read ({error}): {kind.way_out}") from error
     return schema
 
 
@@ -196,63 +196,9 @@ def read_manifest(folder: Path) -> Tree:
     Raises:
         ArtifactError: there is none, or it is damaged or of another version.
     """
-    file = folder / MANIFEST
-    if not file.is_file():
-        raise ArtifactError(f"{folder}: there is no store here (no {MANIFEST}): make one with ingest")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{file}: can't be read ({error}): {_AGAIN}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ArtifactError(f"{file}: this is not the manifest of a store")
-    if manifest.get("version") != VERSION:
-        raise ArtifactError(
-            f"{folder}: the store has version {manifest.get('version')}, this program reads version {VERSION}: {_AGAIN}"
-        )
-    if manifest.pop("crc32", None) != _crc_of_tree(manifest):
-        raise ArtifactError(f"{file}: the manifest is damaged (its checksum differs): {_AGAIN}")
-    return manifest
+    return STORE.read(folder)
 
 
 def write_manifest(folder: Path, body: Tree) -> None:
     """Describe every file in ``folder`` and write the manifest: the last step of a store."""
-    manifest = {"format": FORMAT, "version": VERSION, **body, "files": _described(folder)}
-    manifest["crc32"] = _crc_of_tree(manifest)
-    with open(folder / MANIFEST, "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _crc_of_tree(tree: Tree) -> int:
-    return zlib.crc32(json.dumps(tree, sort_keys=True).encode())
-
-
-def _described(folder: Path) -> Tree:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "crc32": _crc_of_file(path)}
-        for path in files
-    }
-
-
-def _crc_of_file(path: Path) -> int:
-    crc = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            crc = zlib.crc32(block, crc)
-    return crc
-
-
-def _check_files(folder: Path, manifest: Tree, verify: bool) -> None:
-    for name, about in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise ArtifactError(f"{folder}: the store is incomplete, {name} is missing: {_AGAIN}")
-        size = path.stat().st_size
-        if size != about["size"]:
-            raise ArtifactError(
-                f"{folder}: the store is damaged, {name} has {size} bytes, expected {about['size']}: {_AGAIN}"
-            )
-        if verify and _crc_of_file(path) != about["crc32"]:
-            raise ArtifactError(f"{folder}: the store is damaged, the checksum of {name} differs: {_AGAIN}")
+    STORE.write(folder, body)

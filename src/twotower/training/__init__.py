@@ -1,9 +1,11 @@
 """Training, and what is done with a trained model."""
 
+from ..bundle.recommending import Recommendation
 from .days import Day, Days
+from .export import Exported, export
 from .fuzzy import FuzzyPositives, Platt, fuzzy_positives
 from .loop import Trained, evaluate, recommend, train
-from .retriever import Recommendation, Retriever, save_vectors
+from .retriever import Retriever, save_vectors
 from .tune import tune
 from .tuned import Trial, Tuned
 from .update import Forgotten, Updated, forget, history, update, update_from
@@ -11,6 +13,7 @@ from .update import Forgotten, Updated, forget, history, update, update_from
 __all__ = [
     "Day",
     "Days",
+    "Exported",
     "Forgotten",
     "FuzzyPositives",
     "Platt",
@@ -21,6 +24,7 @@ __all__ = [
     "Tuned",
     "Updated",
     "evaluate",
+    "export",
     "forget",
     "fuzzy_positives",
     "history",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ..bundle.recommending import (
+    Lists,
+    Recommendation,
+    check_k,
+    item_row,
+    known_queries,
+    recommendations,
+    save_recommendations,
+)
 from ..config import Run, dump_run, load_run, parse_run, run_tree
-from ..data.arrow import did_you_mean
-from ..data.batches import Histories, id_rows, mean_of
-from ..data.files import listed
+from ..data.batches import Histories
+from ..data.columns import Columns, RaggedArray
 from ..data.held_out import HeldOut, seen_pairs
 from ..data.life import lives_of, period_of
+from ..data.raw_queries import RawQueries
 from ..data.store import Store
-from ..errors import ArtifactError, DataError
+from ..errors import ArtifactError
 from ..evaluation import top_k
-from ..records import Features, LiveAt, Ragged
-from ..schema import History, Id, Schema, table_of
+from ..records import Features, LiveAt, Ragged, running_sum
 from ..settings import Tree
 from ..towers import TwoTower
 from . import checkpoint
@@ -36,14 +46,6 @@ CHUNK = 4096
 RUN, BEST, LAST = "run.toml", "best", "last"
 STORES = "stores"
 """Folder in that of a model: its store, once it was updated."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recommendation:
-    """One item and its score."""
-
-    item: str
-    score: float
 
 
 def encode_catalogue(towers: TwoTower, store: Store) -> Tensor:
@@ -101,8 +103,6 @@ class Retriever:
         self.run, self.store, self.towers = run, store, towers.eval()
         towers.settle()
         self._item_MD: Tensor | None = None
-        self._seen: Ragged | None = None
-        self._histories: Histories | None = None
         self._live = _live_at_end(store, towers.device)
 
     @staticmethod
@@ -118,6 +118,29 @@ class Retriever:
         """Rows of the items that may be recommended: those that are live at the last event."""
         row_M = torch.arange(self.store.n_items)
         return row_M if self._live is None else row_M[~self._live.gone(row_M)[0]]
+
+    @cached_property
+    def raw_queries(self) -> RawQueries:
+        """How what a caller says of a query becomes what the query tower reads."""
+        store = self.store
+        return RawQueries(
+            store.schema,
+            store.encoders,
+            queries=store.query_vocabulary,
+            items=store.item_vocabulary,
+            stored=store.query,
+            item_columns=store.item,
+            recent=lambda: recent_items(store),
+        )
+
+    def encode_queries(self, columns: Columns) -> Tensor:
+        """[B, D] vectors of encoded queries as they are served, on the device of the towers."""
+        return _encode(
+            self.towers,
+            columns.n,
+            lambda start, stop: columns.take(torch.arange(start, stop)),
+            self.towers.encode_query,
+        )
 
     @property
     def item_MD(self) -> Tensor:
@@ -135,108 +158,65 @@ class Retriever:
 
         Raises DataError for an unknown column, a value of the wrong type, or a query of which nothing is known.
         """
-        if k < 1:
-            raise DataError(f"k: found {k}, expected at least 1")
-        given = {column: value for column, value in query.items() if value is not None}
-        self._check_query(given)
-        row = self._query_row(given)
-        features = self._query_features(given, row)
-        with torch.no_grad():
-            query_1D = self.towers.encode_query(to_device(features, self.towers.device), served=True)
+        check_k(k)
+        row = self.raw_queries.row(query)
+        columns = Columns(self.raw_queries.encode([query], np.array([row])), 1)
+        query_1D = self.encode_queries(columns)
         exclude = self._seen_of(row) if filter_seen else self._itself(row)
         best = top_k(query_1D, self.item_MD, min(k, self.store.n_items), exclude=exclude, live=self._live)
-        rows = [r for r in best.row_Qk[0].tolist() if r >= 0]
-        ids = self.store.item_vocabulary.ids().take(pa.array(rows, pa.int64())).to_pylist()
-        return [Recommendation(item=i, score=s) for i, s in zip(ids, best.score_Qk[0].tolist(), strict=False)]
+        return recommendations(self.store.item_vocabulary, best.row_Qk[0].numpy(), best.score_Qk[0].numpy())
 
-    def _query_row(self, query: Mapping[str, object]) -> int:
-        """Row of the query's id; -1 where it has none or is new."""
-        schema = self.store.schema
-        names = [n for n in (schema.query_key, schema.interactions.query) if n is not None and n in query]
-        if not names or self.store.query_vocabulary is None:
-            return -1
-        try:
-            row = self.store.query_vocabulary.row(query[names[0]], names[0])
-        except DataError as error:
-            raise DataError(f"query: {error}") from error
-        if row < 0 and not any(map(self._tells_of_new, query)):
-            others = listed(self._columns_of_query(), most=10)
-            raise DataError(
-                f"query: {names[0]} {query[names[0]]!r} is not known, and nothing else was given that says anything "
-                f"of a new query: give other columns ({others}), or an id that has events"
-            )
-        return row
+    def similar(self, item: object, *, k: int = 10) -> list[Recommendation]:
+        """The k live items whose vectors have the greatest inner product with that of an item, without itself.
 
-    def _tells_of_new(self, column: str) -> bool:
-        """Whether something was learnt for values of a column that training did not meet."""
-        schema = self.store.schema
-        features = [f for side, _, f in schema.features() if side != "item" and column in feature_columns(f)]
-        return column == "history" or not all(isinstance(f, Id) and _is_exact(f) for f in features)
+        Raises DataError for an item that is not known.
+        """
+        check_k(k)
+        row = item_row(self.store.item_vocabulary, item)
+        itself = Ragged(offset=torch.tensor([0, 1]), value=torch.tensor([row]))
+        best = top_k(
+            self.item_MD[row : row + 1], self.item_MD, min(k, self.store.n_items), exclude=itself, live=self._live
+        )
+        return recommendations(self.store.item_vocabulary, best.row_Qk[0].numpy(), best.score_Qk[0].numpy())
 
-    def _query_features(self, query: dict[str, object], row: int) -> Features:
-        schema = self.store.schema
-        history = query.get("history")
-        given = {side: {c: v for c, v in query.items() if c in _columns(schema, side)} for side in ("query", "context")}
-        features: Features = {}
-        for side in ("query", "context"):
-            features |= self.store.encoders.transform_rows(side, [given[side]])
-        if row >= 0 and schema.query:
-            stored = self.store.query.take(torch.tensor([row]))
-            features |= {key: stored[key] for key in _unmentioned(schema, given["query"], stored)}
-        return features | self._history_features(history, row)
+    def recommend_all(self, out: str | Path, *, k: int = 10, filter_seen: bool = True) -> int:
+        """``recommend`` for every known query, as Parquet: ``query``, ``rank``, ``item``, ``score``; returns the lines.
 
-    def _columns_of_query(self) -> list[str]:
-        schema = self.store.schema
-        known = {*_columns(schema, "query"), *_columns(schema, "context")}
-        return sorted(known | {name for name in (schema.query_key, schema.interactions.query) if name is not None})
+        Raises DataError where queries have no ids, ArtifactError where ``out`` can't be written.
+        """
+        check_k(k)
+        vocabulary = self.store.query_vocabulary
+        row_Q = known_queries(vocabulary)
+        assert vocabulary is not None
+        return save_recommendations(out, vocabulary, self.store.item_vocabulary, self._all(row_Q, k, filter_seen))
 
-    def _check_query(self, query: dict[str, object]) -> None:
-        known = self._columns_of_query()
-        unknown = sorted(set(query) - {*known, "history"})
-        if unknown:
-            raise DataError(
-                f"query: {unknown[0]!r} is no column of the query side, which has {listed(known, most=10)}"
-                f"{did_you_mean(unknown[0], known)}"
-            )
-        if not query:
-            raise DataError(f"query: it is empty, expected at least one of {listed(known, most=10)}")
-
-    def _history_features(self, history: object, row: int) -> Features:
-        schema = self.store.schema
-        declared = [(n, f) for n, f in schema.context.items() if isinstance(f, History)]
-        if history is not None:
-            if not declared:
-                raise DataError("query: history is given, but the schema declares no History feature: leave it out")
-            if not isinstance(history, list):
-                raise DataError(f"query: history is {type(history).__name__}, expected a list of item ids")
-            rows = [self.store.item_vocabulary.row(item, "history") for item in history]
-            return {
-                n: self._one_list([r for r in rows if r >= 0][-f.k :], table_of("context", n, f)) for n, f in declared
-            }
-        if not declared:
-            return {}
-        if self._histories is None:
-            self._histories = Histories(self.store, self.store.taken_events())
-        return self._histories.before(torch.tensor([row]), None)
-
-    def _one_list(self, rows: list[int], table: str | None) -> Ragged:
-        value = id_rows(self.store, table).index_select(0, torch.tensor(rows, dtype=torch.int64))
-        return mean_of(Ragged(offset=torch.tensor([0, len(rows)]), value=value))
+    def _all(self, row_Q: NDArray[np.int64], k: int, filter_seen: bool) -> Iterator[Lists]:
+        for start in range(0, len(row_Q), CHUNK):
+            row_B = row_Q[start : start + CHUNK]
+            query_BD = self.encode_queries(Columns(self.raw_queries.encode_known(row_B), len(row_B)))
+            exclude = self.seen.take(torch.from_numpy(row_B)) if filter_seen else self._themselves(row_B)
+            live = None if self._live is None else self._live.take(torch.zeros(len(row_B), dtype=torch.int64))
+            best = top_k(query_BD, self.item_MD, min(k, self.store.n_items), exclude=exclude, live=live)
+            yield row_B, best.row_Qk.cpu().numpy(), best.score_Qk.cpu().numpy()
 
     def _itself(self, row: int) -> Ragged | None:
         """The query's own item, where queries are items: it is no result for itself, filtered or not."""
-        own = self.store.query_item_row
-        if own is None or row < 0 or own[row] < 0:
+        return None if row < 0 else self._themselves(np.array([row]))
+
+    def _themselves(self, row_B: NDArray[np.int64]) -> Ragged | None:
+        if self.store.query_item_row is None:
             return None
-        return Ragged(offset=torch.tensor([0, 1]), value=torch.tensor([int(own[row])]))
+        own_B = torch.from_numpy(np.asarray(self.store.query_item_row)[row_B].astype(np.int64))
+        return Ragged(offset=running_sum((own_B >= 0).long()), value=own_B[own_B >= 0])
 
     def _seen_of(self, row: int) -> Ragged | None:
         """Items a query took in any event, and its own item where queries are items."""
-        if row < 0:
-            return None
-        if self._seen is None:
-            self._seen = _all_seen(self.store)
-        return self._seen.take(torch.tensor([row]))
+        return None if row < 0 else self.seen.take(torch.tensor([row]))
+
+    @cached_property
+    def seen(self) -> Ragged:
+        """[n_queries] lists of the items each query took, rising, and its own item where queries are items."""
+        return _all_seen(self.store)
 
 
 def _all_seen(store: Store) -> Ragged:
@@ -244,46 +224,17 @@ def _all_seen(store: Store) -> Ragged:
     return Ragged(offset=pairs.offset, value=pairs.item)
 
 
+def recent_items(store: Store) -> RaggedArray:
+    """[n_queries] lists of the items each query took, oldest first."""
+    histories = Histories(store, store.taken_events())
+    return RaggedArray(offset=histories.offset.numpy(), value=histories.item.numpy())
+
+
 def _live_at_end(store: Store, device: torch.device) -> LiveAt | None:
     """What may be recommended to one query: items that are live at the last event."""
     lives = lives_of(store)
     _, end_us = period_of(store, np.arange(max(store.n_events - 1, 0), store.n_events))  # events rise by time
     return None if lives is None else LiveAt.throughout(lives, end_us, end_us, 1).to(device)
-
-
-def _is_exact(feature: Id) -> bool:
-    """Whether ids that training did not meet have a vector that nothing moved."""
-    return feature.min_count == 1 and feature.hash_buckets is None
-
-
-def _columns(schema: Schema, side: str) -> set[str]:
-    """Columns the features of a side read."""
-    found: set[str] = set()
-    for feature_side, _, feature in schema.features():
-        if feature_side == side:
-            found |= set(feature_columns(feature))
-    return found
-
-
-def feature_columns(feature: object) -> Iterator[str]:
-    """The columns a feature reads."""
-    for name in ("column", "weights"):
-        value = getattr(feature, name, None)
-        if value is not None:
-            yield value
-    yield from getattr(feature, "columns", ())
-    yield from getattr(feature, "name_columns", ())
-
-
-def _unmentioned(schema: Schema, given: dict[str, object], stored: Features) -> list[str]:
-    """Keys of stored query features none of whose columns the caller gave, ids included."""
-    key_columns = {schema.query_key, schema.interactions.query}
-    mentioned = {
-        name
-        for name, feature in schema.query.items()
-        if any(c in given and c not in key_columns for c in feature_columns(feature))
-    }
-    return [key for key in stored if key.split(".")[0] not in mentioned and key not in mentioned]
 
 
 def save_vectors(model: str | Path, out: str | Path) -> None:

@@ -1,0 +1,98 @@
+"""Writing a bundle's folder from a store and settled towers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ..data.column_files import ArrayFile, ColumnsWriter, Tree
+from ..data.columns import Column, RaggedArray
+from ..data.raw_queries import last_of_each
+from ..data.store import Store, encode_schema
+from ..schema import History, Id, table_of
+from ..towers import TwoTower
+from .attributes import save_attributes
+from .bundle import ATTRIBUTES, BUNDLE, ENCODERS, INDEX, ITEMS, QUERIES, VECTORS
+from .search import Search
+from .towers_as_onnx import write_towers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What a bundle is made of besides its store and its towers."""
+
+    vector_MD: NDArray[np.float32]
+    """Vectors of the catalogue, as they are served."""
+    live: NDArray[np.int64]
+    """Rows of the items that may be recommended, rising."""
+    seen: RaggedArray
+    """[n_queries] items of each query's events, and itself where queries are items."""
+    recent: RaggedArray
+    """[n_queries] items each query took, oldest first."""
+    attributes: pa.Table | None
+    """[M] raw columns of the items."""
+    about: Tree
+    """For the manifest: what the model is, as plain JSON."""
+
+
+def write_bundle(folder: Path, store: Store, towers: TwoTower, content: Content) -> None:
+    """Write everything into the empty ``folder``, the manifest last."""
+    write_towers(towers, store.schema, folder)
+    store.encoders.save(folder / ENCODERS)
+    store.item_vocabulary.save(folder / ITEMS)
+    if store.query_vocabulary is not None:
+        store.query_vocabulary.save(folder / QUERIES)
+    vectors = _array(folder / VECTORS, content.vector_MD)
+    Search(content.vector_MD, content.live).save(folder / INDEX)
+    if content.attributes is not None:
+        save_attributes(content.attributes, folder / ATTRIBUTES)
+    histories = [(name, f) for name, f in store.schema.context.items() if isinstance(f, History)]
+    recent = last_of_each(content.recent, max((f.k for _, f in histories), default=0))
+    ids = {table_of("context", name, f) for name, f in histories}
+    item = {
+        n: store.item[n] for n, f in store.schema.item.items() if isinstance(f, Id) and table_of("item", n, f) in ids
+    }
+    lists = {"recent": _int32(recent), "seen": _int32(content.seen)}
+    own = store.query_item_row
+    BUNDLE.write(
+        folder,
+        {
+            **content.about,
+            "schema": encode_schema(store.schema),
+            "width": towers.width,
+            "score": "cosine" if towers.normalise and towers.serve != "dot" else "dot",
+            "counts": {
+                "items": store.item_vocabulary.n_values,
+                "live": len(content.live),
+                "queries": None if store.query_vocabulary is None else store.query_vocabulary.n_values,
+            },
+            "arrays": {
+                "vectors": vectors,
+                "query": _columns(folder, "query", store.query),
+                "item": _columns(folder, "item", item),
+                "lists": _columns(folder, "lists", lists),
+                "own": None if own is None else _array(folder / "own.bin", np.asarray(own)),
+            },
+        },
+    )
+
+
+def _int32(lists: RaggedArray) -> RaggedArray:
+    return RaggedArray(offset=lists.offset, value=lists.value.astype(np.int32))
+
+
+def _array(path: Path, array: NDArray[np.generic]) -> Tree:
+    file = ArrayFile(path)
+    file.append(array)
+    return file.close()
+
+
+def _columns(folder: Path, prefix: str, columns: Mapping[str, Column]) -> Tree:
+    writer = ColumnsWriter(folder, prefix)
+    writer.append(columns)
+    return writer.close()

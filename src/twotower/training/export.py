@@ -1,0 +1,244 @@
+"""From a trained model to a bundle, which is published only if it gives the answers that the model gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import __version__
+from ..bundle import Bundle
+from ..bundle.attributes import read_attributes
+from ..bundle.bundle import BUNDLE
+from ..bundle.samples import sample_rows
+from ..bundle.served_tower import ServedTower
+from ..bundle.writing import Content, write_bundle
+from ..config import run_tree
+from ..data.column_files import Tree
+from ..data.columns import Column, Columns, RaggedArray, taken
+from ..data.staging import Staging, check_destination
+from ..errors import ArtifactError
+from ..evaluation import top_k
+from ..records import Ragged
+from . import checkpoint
+from .retriever import BEST, Retriever, recent_items
+
+TOLERANCE = 1e-5
+"""How far a number of a bundle may be from the model's, as a share of the longest vector or of 1."""
+_SAMPLES, _K = 256, 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What an export wrote, and how far its answers are from the model's."""
+
+    folder: Path
+    fingerprint: str
+    megabytes: float
+    n_items: int
+    """Live ones."""
+    n_queries: int
+    attributes: tuple[str, ...]
+    difference: float
+    """Largest of a number in a sample of vectors and scores from what PyTorch gives."""
+
+    def render(self) -> str:
+        """For the command line."""
+        shown = ", ".join(self.attributes) or "none"
+        return (
+            f"exported {self.n_items:,} live items and {self.n_queries:,} known queries to {self.folder} "
+            f"({self.megabytes:,.1f} MB, {self.fingerprint})\n"
+            f"attributes of items: {shown}\n"
+            f"PyTorch, ONNX and search agree to {self.difference:.0e} on a sample of {_SAMPLES} queries\n\n"
+            f"next: twotower recommend {self.folder} --query ..."
+        )
+
+
+def export(
+    model: str | Path,
+    out: str | Path,
+    *,
+    show: Sequence[str] | None = None,
+    items: Sequence[str] | None = None,
+    licence: str | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write a trained model as a bundle: one folder that answers without torch and without the model's store.
+
+    The bundle holds the ids, stored attributes, latest items and seen items of all known queries: it is as private as
+    the log.
+
+    Args:
+        model: folder that ``train`` wrote, updated or not.
+        out: folder of the bundle; it appears whole or not at all.
+        show: columns of the item files to keep for titles and filters; all with one value a row, without it.
+        items: item files to read these from, instead of those of the run; new items of updates are in theirs.
+        licence: under which the bundle may be used, for the manifest.
+        overwrite: replace a bundle that is there.
+
+    Raises:
+        ArtifactError: the model is missing or damaged, ``out`` is taken, or the bundle gives other answers.
+        DataError: an item file can't be read or has no such column.
+        ConfigError: the libraries of the extras ``export`` and ``serve`` are not installed.
+    """
+    out = Path(out)
+    check_destination(out, overwrite, BUNDLE)
+    retriever = Retriever.open(model)
+    store = retriever.store
+    files = items if items is not None else retriever.run.data.items if retriever.run.data is not None else ()
+    attributes = None
+    if files and (show is None or len(show)):
+        attributes = read_attributes(files, store.schema, store.item_vocabulary, show)
+    content = Content(
+        vector_MD=retriever.item_MD.numpy(),
+        live=retriever.live_rows().numpy(),
+        seen=_as_arrays(retriever.seen),
+        recent=recent_items(store) if retriever.raw_queries.reads_histories else _no_lists(store.n_queries),
+        attributes=attributes,
+        about={**_about(retriever, checkpoint.read_state(Path(model) / BEST)), "licence": licence},
+    )
+    with Staging(out, overwrite, BUNDLE) as staging:
+        write_bundle(staging.folder, store, retriever.towers, content)
+        bundle = Bundle.open(staging.folder)
+        difference = check_parity(retriever, bundle)
+        staging.publish()
+    return Exported(
+        folder=out,
+        fingerprint=bundle.fingerprint,
+        megabytes=sum(about["size"] for about in bundle.manifest["files"].values()) / 1e6,
+        n_items=len(content.live),
+        n_queries=bundle.manifest["counts"]["queries"] or 0,
+        attributes=() if attributes is None else tuple(attributes.column_names),
+        difference=difference,
+    )
+
+
+def _about(retriever: Retriever, state: Tree) -> Tree:
+    """What the manifest says of the model. Where the training data was is nobody's business."""
+    settings = {name: value for name, value in run_tree(retriever.run).items() if name not in ("data", "schema")}
+    measured = state.get("history") or [{}]
+    return {
+        "twotower": __version__,
+        "run": settings,
+        "model": {name: state[name] for name in ("step", "epoch") if name in state}
+        | {"updates": retriever.store.n_updates},
+        "metrics": measured[-1],
+    }
+
+
+def _as_arrays(lists: Ragged) -> RaggedArray:
+    return RaggedArray(offset=lists.offset.numpy(), value=lists.value.numpy())
+
+
+def _no_lists(n: int) -> RaggedArray:
+    return RaggedArray(offset=np.zeros(n + 1, np.int64), value=np.zeros(0, np.int64))
+
+
+# ---------------------------------------------------------------- parity
+
+
+def check_parity(retriever: Retriever, bundle: Bundle) -> float:
+    """The largest difference between a model and its bundle in a sample: vectors of known and made-up queries, of
+    items and made-up items, and the scores of what is found. As a share of the longest vector or of 1.
+
+    Raises ArtifactError where one is more than ``TOLERANCE``, and says of which feature.
+    """
+    store, raw = retriever.store, retriever.raw_queries
+    known_B, item_n = _spread(store.n_queries), _spread(store.n_items)
+    made_up = [
+        query | context for query, context in zip(*(_made_up(retriever, s) for s in ("query", "context")), strict=True)
+    ]
+    known = raw.encode_known(known_B)
+    new = raw.encode(made_up, np.full(len(made_up), -1, np.int64))
+    new_items = raw.encoders.encode_rows("item", _made_up(retriever, "item"))
+    queries = _Compared("query", retriever.towers.encode_query, bundle.query_tower)
+    items = _Compared("item", retriever.towers.encode_item, bundle.item_tower)
+    return max(
+        queries.difference(known, len(known_B)),
+        queries.difference(new, len(made_up)),
+        items.difference({name: taken(column, item_n) for name, column in store.item.items()}, len(item_n)),
+        items.difference(new_items, _SAMPLES),
+        _difference_of_search(retriever, bundle, known, known_B),
+    )
+
+
+def _spread(n: int) -> NDArray[np.int64]:
+    """Up to so many rows of n, from the first to the last."""
+    return np.unique(np.linspace(0, n - 1, min(n, _SAMPLES)).astype(np.int64))
+
+
+def _made_up(retriever: Retriever, side: str) -> list[dict[str, object]]:
+    return sample_rows(retriever.store.encoders, side, _SAMPLES)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A tower twice: as PyTorch has it and as the bundle has it."""
+
+    side: str
+    encode: Callable[..., Tensor]
+    served: ServedTower
+
+    def difference(self, columns: Mapping[str, Column], n: int) -> float:
+        """Largest of n vectors. Raises ArtifactError where it is too large."""
+        found = self._difference(columns, n)
+        if found <= TOLERANCE:
+            return found
+        alone = {key: self._difference(_all_missing_but(key, columns, n), n) for key in columns}
+        worst = max(alone, key=lambda key: alone[key])
+        where = f"feature {worst!r}" if alone[worst] > TOLERANCE else "layers"
+        raise ArtifactError(
+            f"export: the {self.side} tower gives other vectors in ONNX than in PyTorch, {found:.1e} apart of at most "
+            f"{TOLERANCE:.0e}, through its {where}: nothing was written; please report this with the schema"
+        )
+
+    def _difference(self, columns: Mapping[str, Column], n: int) -> float:
+        with torch.no_grad():
+            want_nD = self.encode(Columns(columns, n).take(torch.arange(n)), served=True).numpy()
+        return _apart(self.served(columns, n), want_nD, want_nD)
+
+
+def _apart(found: NDArray[np.float32], want: NDArray[np.float32], vector_nD: NDArray[np.float32]) -> float:
+    """Largest difference, as a share of the longest of some vectors or of 1; of what is no number, infinite."""
+    longest = max(1.0, float(np.linalg.norm(vector_nD, axis=1).max(initial=0)))
+    apart = float(np.abs(found - want).max(initial=0)) / longest
+    return apart if math.isfinite(apart) else math.inf
+
+
+def _all_missing_but(key: str, columns: Mapping[str, Column], n: int) -> dict[str, Column]:
+    return {name: column if name == key else _missing(column, n) for name, column in columns.items()}
+
+
+def _missing(column: Column, n: int) -> Column:
+    if isinstance(column, RaggedArray):
+        nothing = np.zeros(0, np.float32)
+        return RaggedArray.of_lengths(np.zeros(n, np.int64), nothing.astype(np.int64), nothing)
+    return np.zeros_like(column) if np.issubdtype(column.dtype, np.floating) else np.full_like(column, -1)
+
+
+def _difference_of_search(
+    retriever: Retriever, bundle: Bundle, known: Mapping[str, Column], known_B: NDArray[np.int64]
+) -> float:
+    """Of the scores of what the bundle finds for known queries, and of what it ought to find, at each place."""
+    query_BD = retriever.encode_queries(Columns(known, len(known_B)))
+    k = min(_K, bundle.index.n)
+    found = bundle.index.search(bundle.query_tower(known, len(known_B)), k)
+    best = top_k(query_BD, retriever.item_MD[retriever.live_rows()], k)
+    true_Bk = (query_BD[:, None] * retriever.item_MD[torch.from_numpy(found.row_Bk)]).sum(2)
+    longest = retriever.item_MD.norm(dim=1).max().item() * query_BD.norm(dim=1).max().item() if len(query_BD) else 1.0
+    apart = max(
+        float((torch.from_numpy(found.score_Bk) - want_Bk).abs().max()) if want_Bk.numel() else 0.0
+        for want_Bk in (true_Bk, best.score_Qk)
+    ) / max(1.0, longest)
+    if not apart <= TOLERANCE:
+        raise ArtifactError(
+            f"export: the bundle's search gives other scores than PyTorch, {apart:.1e} apart of at most "
+            f"{TOLERANCE:.0e}: nothing was written; please report this with the schema"
+        )
+    return apart

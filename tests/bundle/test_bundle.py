@@ -1,0 +1,435 @@
+"""From a model to a bundle: the same answers, and a folder that is whole or refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests.bundle import shop
+from twotower.bundle import Bundle, Recommendation
+from twotower.bundle.bundle import BUNDLE
+from twotower.errors import ArtifactError, DataError
+from twotower.schema import Id, Interactions, Life, Schema, Text
+from twotower.towers import Graph, TwoTower
+from twotower.training import Retriever, export, update
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shop.trained(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="module")
+def folder(model: Path) -> Path:
+    done = export(model, model.parent / "bundle", licence="CC0-1.0")
+    assert done.difference < 1e-5
+    assert (done.n_items, done.n_queries) == (shop.ITEMS, shop.USERS)
+    assert done.attributes == ("kind", "price", "title", "year")
+    return done.folder
+
+
+@pytest.fixture(scope="module")
+def bundle(folder: Path) -> Bundle:
+    return Bundle.open(folder, verify=True)
+
+
+@pytest.fixture(scope="module")
+def retriever(model: Path) -> Retriever:
+    return Retriever.open(model)
+
+
+def same(found: list[Recommendation], want: list[Recommendation]) -> None:
+    """Equal scores at each place; equal items but where neighbours tie."""
+    assert np.allclose([r.score for r in found], [r.score for r in want], atol=1e-5, rtol=0)
+    assert len(found) == len(want)
+    for place, (ours, theirs) in enumerate(zip(found, want, strict=True)):
+        tied = {r.item for r in want if abs(r.score - want[place].score) < 2e-5}
+        assert ours.item == theirs.item or ours.item in tied or place == len(want) - 1
+
+
+# ---------------------------------------------------------------- the same answers
+
+
+def test_a_thousand_queries_get_what_the_model_gives(bundle: Bundle, retriever: Retriever) -> None:
+    generator = np.random.default_rng(1)
+    queries = [shop.some_query(generator) for _ in range(1000)]
+    filtered = [bool(one) for one in generator.integers(0, 2, 1000)]
+    for query, filter_seen in zip(queries, filtered, strict=True):
+        want = retriever.recommend(query, k=10, filter_seen=filter_seen)
+        same(bundle.recommend(query, k=10, filter_seen=filter_seen), want)
+    together = bundle.recommend_many(queries, k=10)
+    for query, found in zip(queries[:100], together, strict=False):
+        same(found, bundle.recommend(query, k=10))
+    assert len(together) == 1000
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"user": "nobody"},
+        {"usr": "u1"},
+        {},
+        {"user": None},
+        {"age": "old"},
+        {"history": "i1"},
+        {"user": ["u1"]},
+        {"photo": [1.0]},
+        {"history": [["i1"]]},
+    ],
+)
+def test_what_a_model_refuses_a_bundle_refuses_in_the_same_words(
+    query: dict[str, object], bundle: Bundle, retriever: Retriever
+) -> None:
+    with pytest.raises(DataError) as by_model:
+        retriever.recommend(query)
+    with pytest.raises(DataError) as by_bundle:
+        bundle.recommend(query)
+    assert str(by_bundle.value) == str(by_model.value)
+
+
+def test_more_than_there_is(bundle: Bundle) -> None:
+    """A user gets every item it has not met, once; all of them unfiltered."""
+    met = bundle.seen("u3")
+    assert len(met) == len(set(met)) > 0
+    found = [r.item for r in bundle.recommend({"user": "u3"}, k=1000)]
+    assert len(found) == shop.ITEMS - len(met)
+    assert set(found).isdisjoint(met)
+    assert len(bundle.recommend({"user": "u3"}, k=1000, filter_seen=False)) == shop.ITEMS
+    with pytest.raises(DataError, match="k: found 0, expected at least 1"):
+        bundle.recommend({"user": "u3"}, k=0)
+
+
+def test_seen_is_what_the_log_says(bundle: Bundle, model: Path) -> None:
+    events = pq.read_table(model.parent / "events.parquet").to_pydict()
+    met = {item for user, item in zip(events["user"], events["item"], strict=True) if user == "u7"}
+    assert set(bundle.seen("u7")) == met
+    assert bundle.seen("nobody") == []
+
+
+def test_vectors_are_those_of_the_towers(bundle: Bundle, retriever: Retriever) -> None:
+    assert np.array_equal(bundle.vectors, retriever.item_MD.numpy())
+    events = pq.read_table(retriever.run.data.items[0]).to_pylist()  # type: ignore[union-attr]
+    again = bundle.encode_items([{c: row[c] for c in ("item", "kind", "price", "title")} for row in events])
+    row_n = bundle.items.rows([row["item"] for row in events]) if False else np.arange(shop.ITEMS)
+    assert np.abs(again - np.asarray(bundle.vectors)[row_n]).max() < 1e-6
+    new = bundle.encode_items([{"kind": "k1", "price": 3.0, "title": "red shoe"}])
+    assert new.shape == (1, 12)
+    assert abs(np.linalg.norm(new) - 1) < 1e-6
+    query = bundle.encode_queries([{"user": "u1"}, {"country": "c1", "device": "d1"}])
+    assert query.shape == (2, 12)
+    best = bundle.recommend({"user": "u1"}, k=1, filter_seen=False)[0]
+    assert abs(best.score - float((np.asarray(bundle.vectors) @ query[0]).max())) < 1e-6
+
+
+def test_similar_items(bundle: Bundle, retriever: Retriever) -> None:
+    for item in ("i0", "i41"):
+        found = bundle.similar(item, k=7)
+        same(found, retriever.similar(item, k=7))
+        assert item not in {r.item for r in found}
+    row = bundle.items.row("i0")
+    vectors = np.asarray(bundle.vectors)
+    assert abs(bundle.similar("i0", k=1)[0].score - np.delete(vectors @ vectors[row], row).max()) < 1e-6
+    for opened in (bundle, retriever):
+        with pytest.raises(DataError, match="item: 'i999' is not known"):
+            opened.similar("i999")  # type: ignore[attr-defined]
+
+
+def test_all_queries_at_once(bundle: Bundle, retriever: Retriever, tmp_path: Path) -> None:
+    for name, opened in (("bundle", bundle), ("model", retriever)):
+        n = opened.recommend_all(tmp_path / name, k=4)  # type: ignore[attr-defined]
+        lines = pq.read_table(tmp_path / name).to_pylist()
+        assert n == len(lines) == 4 * shop.USERS
+        assert [line["rank"] for line in lines[:8]] == [1, 2, 3, 4, 1, 2, 3, 4]
+        for user in ("u0", "u33"):
+            mine = [line for line in lines if line["query"] == user]
+            same(
+                [Recommendation(item=line["item"], score=line["score"]) for line in mine],
+                retriever.recommend({"user": user}, k=4),
+            )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "model"]
+
+
+# ---------------------------------------------------------------- exclusions, filters, titles
+
+
+def test_excluded_items_make_room_for_others(bundle: Bundle) -> None:
+    ten = [r.item for r in bundle.recommend({"user": "u1"}, k=10)]
+    rest = bundle.recommend({"user": "u1"}, k=6, exclude=[*ten[:4], "no such item"])
+    assert [r.item for r in rest] == ten[4:]
+    seven = [r.item for r in bundle.similar("i1", k=7)]
+    assert [r.item for r in bundle.similar("i1", k=5, exclude=seven[:2])] == seven[2:]
+
+
+def test_filters_leave_as_many_as_there_are(bundle: Bundle) -> None:
+    everything = bundle.recommend({"user": "u1"}, k=100, filter_seen=False)
+    shown = dict(zip([r.item for r in everything], bundle.shown([r.item for r in everything]), strict=True))
+    for where, holds in (
+        ({"kind": "k2"}, lambda a: a["kind"] == "k2"),
+        ({"kind": ["k2", "k3"], "price": {"from": 10, "to": 40.5}}, lambda a: a["kind"] in ("k2", "k3") and 10 <= a["price"] <= 40.5),
+        ({"year": {"from": 2010}}, lambda a: a["year"] is not None and a["year"] >= 2010),
+        ({"year": 2003.0}, lambda a: a["year"] == 2003),
+        ({"kind": "none such"}, lambda a: False),
+    ):  # fmt: skip
+        want = [r for r in everything if holds(shown[r.item])]
+        assert bundle.recommend({"user": "u1"}, k=100, filter_seen=False, where=where) == want  # type: ignore[arg-type]
+        assert bundle.recommend({"user": "u1"}, k=3, filter_seen=False, where=where) == want[:3]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ({"knd": "k1"}, "where: there is no attribute 'knd', but .* did you mean 'kind'"),
+        ({"price": "cheap"}, "where: 'price' is 'cheap', expected double"),
+        ({"kind": 7}, "where: 'kind' is 7, expected string"),
+        ({"price": {"above": 3}}, "where: 'price' has 'above', expected 'from', 'to' or both"),
+        ({"price": None}, "where: 'price' is None"),
+    ],
+)
+def test_filters_that_make_no_sense(where: dict[str, object], says: str, bundle: Bundle) -> None:
+    with pytest.raises(DataError, match=says):
+        bundle.recommend({"user": "u1"}, where=where)
+
+
+def test_what_is_shown(bundle: Bundle, model: Path) -> None:
+    titles = pq.read_table(model.parent / "items.parquet").to_pylist()
+    found = bundle.shown(["i9", "i10"])
+    assert [row["title"] for row in found] == [titles[9]["title"], titles[10]["title"]]
+    assert found[0]["year"] is None
+    with pytest.raises(DataError, match="item: 'i999' is not known"):
+        bundle.shown(["i999"])
+
+
+def test_columns_to_show_are_chosen(model: Path, tmp_path: Path) -> None:
+    export(model, tmp_path / "some", show=["title", "tags"])
+    assert Bundle.open(tmp_path / "some").shown(["i2"])[0]["tags"] == ["x", "x"]
+    export(model, tmp_path / "none", show=[])
+    none = Bundle.open(tmp_path / "none")
+    assert none.shown(["i2"]) == [{}]
+    with pytest.raises(DataError, match="the bundle has no attributes"):
+        none.recommend({"user": "u1"}, where={"kind": "k1"})
+    with pytest.raises(DataError, match="items: there is no column 'titel' to show, but .* did you mean 'title'"):
+        export(model, tmp_path / "wrong", show=["titel"])
+    assert not (tmp_path / "wrong").exists()
+
+
+# ---------------------------------------------------------------- other models
+
+
+def test_life_updates_and_free_rows(tmp_path: Path) -> None:
+    """Items that ended are not found; after an update that forgets and brings anew, rows are free or taken over."""
+    schema = replace(shop.SCHEMA, life=Life(idle_days=60))
+    model = shop.trained(tmp_path / "shop", schema=schema)
+    export(model, tmp_path / "before")
+    retriever = Retriever.open(model)
+    live = retriever.live_rows()
+    assert 0 < len(live) < shop.ITEMS
+    first = Bundle.open(tmp_path / "before")
+    assert len(first.recommend({"user": "u1"}, k=100, filter_seen=False)) == len(live) == first.index.n
+
+    last = pq.read_table(tmp_path / "shop" / "events.parquet")["time"].to_pylist()[-1]
+    new = tmp_path / "new.csv"
+    lines = [f"u{u},i{u % 9 + 70},{last + 1000 + u},i1,d1" for u in range(20)]
+    lines += [f"newcomer,i3,{last + 5000},i1,d1"]
+    new.write_text("\n".join(["user,item,time,page,device", *lines]) + "\n", encoding="utf-8")
+    update(model, interactions=[str(new)], quiet=True)
+    done = export(model, tmp_path / "before", overwrite=True)
+    second, retriever = Bundle.open(done.folder, verify=True), Retriever.open(model)
+    assert second.manifest["model"]["updates"] == 1
+    assert second.fingerprint != first.fingerprint
+    for user in ("newcomer", "u3", "u50"):
+        same(second.recommend({"user": user}), retriever.recommend({"user": user}))
+
+
+def test_a_graph_without_attributes(tmp_path: Path) -> None:
+    schema = Schema(
+        interactions=Interactions(query="user", item="item", time="time"),
+        query={"user": Id(column="user")},
+        item={"item": Id(column="item")},
+    )
+    towers = TwoTower(dim=8, graph=Graph(layers=1, served_layers=1))
+    model = shop.trained(tmp_path / "shop", schema=schema, towers=towers)
+    export(model, tmp_path / "bundle")
+    opened, retriever = Bundle.open(tmp_path / "bundle"), Retriever.open(model)
+    for user in range(shop.USERS):
+        same(opened.recommend({"user": f"u{user}"}), retriever.recommend({"user": f"u{user}"}))
+
+
+def test_a_search_without_ids_of_queries(tmp_path: Path) -> None:
+    """Vectors as they are, of any length, compared by dot product."""
+    schema = Schema(
+        interactions=Interactions(item="item", time="time"),
+        context={"words": Text(columns=("page",), buckets=64)},
+        item={"item": Id(column="item"), "title": Text(columns=("title",), buckets=64)},
+    )
+    towers = TwoTower(dim=8, normalise=False)
+    model = shop.trained(tmp_path / "shop", schema=schema, towers=towers)
+    export(model, tmp_path / "bundle")
+    opened, retriever = Bundle.open(tmp_path / "bundle"), Retriever.open(model)
+    assert opened.manifest["score"] == "dot"
+    assert opened.queries is None
+    same(opened.recommend({"page": "i1 i2"}), retriever.recommend({"page": "i1 i2"}))
+    for one in (opened, retriever):
+        with pytest.raises(DataError, match="there are no known queries"):
+            one.recommend_all(tmp_path / "all")  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def test_torch_is_not_needed_to_answer(folder: Path) -> None:
+    code = (
+        f"import sys; from twotower.bundle import Bundle; b = Bundle.open({str(folder)!r}, verify=True);"
+        "b.recommend({'user': 'u1'}, where={'kind': 'k1'}); b.encode_items([{'kind': 'k1'}]); b.similar('i1');"
+        "print([n for n in ('torch', 'onnx') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_manifest_tells_what_it_is_and_not_where_the_data_was(folder: Path, bundle: Bundle, model: Path) -> None:
+    text = (folder / "bundle.json").read_text(encoding="utf-8")
+    assert str(model.parent) not in text
+    manifest = bundle.manifest
+    assert (manifest["licence"], manifest["score"], manifest["width"]) == ("CC0-1.0", "cosine", 12)
+    assert manifest["counts"] == {"items": shop.ITEMS, "live": shop.ITEMS, "queries": shop.USERS}
+    assert "recall@10" in manifest["metrics"]
+    assert manifest["run"]["towers"]["dim"] == 8
+
+
+def test_equal_models_give_equal_bundles(model: Path, folder: Path, tmp_path: Path) -> None:
+    export(model, tmp_path / "again", licence="CC0-1.0")
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(folder)).read_bytes(), path
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def test_every_file_is_missed_and_its_damage_found(copied: Path, folder: Path) -> None:
+    for path in sorted(p for p in copied.rglob("*") if p.is_file() and p.name != "bundle.json"):
+        original = path.read_bytes()
+        name = path.relative_to(copied).as_posix()
+        path.unlink()
+        with pytest.raises(ArtifactError, match=f"bundle is incomplete, {name} is missing: export the model again"):
+            Bundle.open(copied)
+        path.write_bytes(original + b"!")
+        with pytest.raises(ArtifactError, match=f"bundle is damaged, {name} has {len(original) + 1} bytes"):
+            Bundle.open(copied)
+        if original:
+            path.write_bytes(bytes([original[0] ^ 1]) + original[1:])
+            with pytest.raises(ArtifactError, match=f"bundle is damaged, the checksum of {name} differs"):
+                Bundle.open(copied, verify=True)
+        path.write_bytes(original)
+    assert Bundle.open(copied, verify=True).fingerprint == Bundle.open(folder).fingerprint
+
+
+def changed(manifest: Path, **values: object) -> None:
+    tree = json.loads(manifest.read_text(encoding="utf-8"))
+    manifest.write_text(json.dumps({**tree, **values}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"version": 99}, "the bundle has version 99, this program reads version 1: use a newer twotower, or export"),
+        ({"version": 0}, "the bundle has version 0, this program reads version 1: export the model again"),
+        ({"format": "twotower store"}, "not the manifest of a bundle"),
+        ({"width": 13}, "the manifest is damaged"),
+    ],
+)
+def test_manifests_that_are_refused(values: dict[str, object], says: str, copied: Path) -> None:
+    changed(copied / "bundle.json", **values)
+    with pytest.raises(ArtifactError, match=says):
+        Bundle.open(copied)
+
+
+def test_a_folder_without_a_bundle(tmp_path: Path, model: Path) -> None:
+    for place in (tmp_path, tmp_path / "nowhere", model):
+        with pytest.raises(
+            ArtifactError, match=r"there is no bundle here \(no bundle.json\): make one with twotower exp"
+        ):
+            Bundle.open(place)
+
+
+def test_an_older_version_is_brought_up_to_date(copied: Path) -> None:
+    """A made-up version 0 called the licence a license; the way from there to 1 renames it."""
+    kind = replace(BUNDLE, version=0)
+    manifest = BUNDLE.read(copied)
+    body = {name: value for name, value in manifest.items() if name not in ("format", "version", "files", "licence")}
+    (copied / "bundle.json").unlink()
+    kind.write(copied, {**body, "license": "CC0-1.0"})
+    with pytest.raises(ArtifactError, match="version 0"):
+        BUNDLE.read(copied)
+
+    def from_0(tree: dict[str, object]) -> dict[str, object]:
+        return {("licence" if name == "license" else name): value for name, value in tree.items()}
+
+    assert replace(BUNDLE, migrations={0: from_0}).read(copied) == manifest
+
+
+# ---------------------------------------------------------------- the export
+
+
+def test_what_is_there_is_not_overwritten(model: Path, copied: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="there is a bundle already: choose another place, or replace it with over"):
+        export(model, copied)
+    export(model, copied, overwrite=True, show=[])
+    assert Bundle.open(copied).attributes is None
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"no part of a bundle \(notes.txt\)"):
+        export(model, tmp_path / "own", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ("query.country", "query tower .* through its feature 'country'"),
+        ("item.kind", "item tower .* feature 'kind'"),
+        ("item", "query tower .* feature '(page|history)'"),
+    ],
+)
+def test_towers_that_differ_are_not_published(
+    table: str, says: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from twotower.training import export as module
+
+    write = module.write_bundle
+
+    def write_other(folder: Path, store: object, towers: TwoTower, content: object) -> None:
+        weight = towers.table(table).weight
+        kept = weight.clone()
+        with torch.no_grad():
+            weight += 0.01
+        write(folder, store, towers, content)  # type: ignore[arg-type]
+        with torch.no_grad():
+            weight.copy_(kept)
+
+    monkeypatch.setattr(module, "write_bundle", write_other)
+    with pytest.raises(ArtifactError, match=says):
+        export(model, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_search_that_differs_is_not_published(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from twotower.bundle.search import Search
+
+    search = Search.search
+    monkeypatch.setattr(Search, "search", lambda self, q, k, allowed=None: search(self, q, k + 1, allowed=allowed))
+    with pytest.raises(Exception, match="search|size"):
+        export(model, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
