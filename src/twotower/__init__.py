@@ -6,7 +6,7 @@
     scoring     similarity, correction, tiles     optimisers  how parameters move
     config      a run: all settings, as TOML      training    train, evaluate, recommend
     evaluation  top-k, metrics, calibration       auditing    what a run's negatives are
-    cli         the command line
+    index       finding the best items quickly    cli         the command line
     records     Batch, Block, Candidates, Encoded: who knows these knows the program
 
 The names below are the public API. They are imported when first used: ``import twotower`` does not import torch.
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .errors import ArtifactError, ConfigError, DataError, SchemaError, TwoTowerError
     from .evaluation import Drift, drift, frequency_report
     from .frequency import ExactFrequency, Frequency, StreamingFrequency
+    from .index import HNSW, IVFPQ, IVFSQ8, LSH, Exact, Found, Index, IndexSettings
     from .losses import (
         BPR,
         CCL,
@@ -155,7 +156,11 @@ __all__ = [
     "CCL",
     "DNS",
     "GBCE",
+    "HNSW",
     "IRGAN",
+    "IVFPQ",
+    "IVFSQ8",
+    "LSH",
     "MCNS",
     "NCE",
     "RNS",
@@ -192,12 +197,14 @@ __all__ = [
     "Drift",
     "Encoded",
     "Evaluation",
+    "Exact",
     "ExactFrequency",
     "Facts",
     "Feature",
     "FirstViolation",
     "Folder",
     "Forgotten",
+    "Found",
     "Frequency",
     "FrequentThinning",
     "Gibbs",
@@ -209,6 +216,8 @@ __all__ = [
     "Id",
     "Impressions",
     "InBatch",
+    "Index",
+    "IndexSettings",
     "IngestReport",
     "Interactions",
     "Kafka",
@@ -313,6 +322,7 @@ _NAMES_OF = {
     "evaluation": "Drift drift frequency_report",
     "errors": "ArtifactError ConfigError DataError SchemaError TwoTowerError",
     "frequency": "ExactFrequency Frequency StreamingFrequency",
+    "index": "HNSW IVFPQ IVFSQ8 LSH Exact Found Index IndexSettings",
     "losses": "BPR CCL GBCE NCE SGNS AdapTau AdaptiveMargin AdaptiveTemperature AdvInfoNCE BilateralSoftmax "
     "BinaryCrossEntropy BucketedSoftmax HierarchicalSoftmax Loss Losses Margin Perturbed RowLoss SampledSoftmax "
     "SquaredGramian Symmetric Warp",

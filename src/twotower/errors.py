@@ -4,7 +4,7 @@
       SchemaError     the schema, or a file against it
       DataError       a file, a row, a column, a query
       ConfigError     a setting of a run
-      ArtifactError   a store or a checkpoint that is missing, damaged or of another version
+      ArtifactError   a store, a checkpoint or an index that is missing, damaged or of another version
 
 A message says where (file, column, row, setting), what was found, what was expected and the way out. The command line
 prints it as one line and exits with 2. A mistake in a program that calls us stays a ``TypeError`` or ``ValueError``.
@@ -28,4 +28,4 @@ class ConfigError(TwoTowerError):
 
 
 class ArtifactError(TwoTowerError):
-    """A store or checkpoint is missing, incomplete, damaged or written by another version."""
+    """A store, checkpoint or index is missing, incomplete, damaged or written by another version."""

@@ -1,0 +1,20 @@
+"""Finding the best items without looking at all of them: indexes, their tuning and their report.
+
+numpy in, numpy out; torch is not needed. ``Exact`` needs nothing else either, the other kinds need Faiss (the extra
+``faiss``).
+"""
+
+from .index import Found, Index
+from .kinds import HNSW, IVFPQ, IVFSQ8, KINDS, LSH, Exact, IndexSettings
+
+__all__ = [
+    "HNSW",
+    "IVFPQ",
+    "IVFSQ8",
+    "KINDS",
+    "LSH",
+    "Exact",
+    "Found",
+    "Index",
+    "IndexSettings",
+]

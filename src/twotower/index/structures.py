@@ -1,0 +1,212 @@
+"""What an index other than ``Exact`` looks items up in: Faiss structures behind one narrow door.
+
+A structure knows positions 0 to n - 1 and proposes some for a query. Which rows they are, what is new or gone, and the
+exact scores are the business of ``Index``. Nothing here changes after it was built, and searches may run side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArtifactError, ConfigError
+from .exact import Mask, Rows, Vectors
+from .kinds import HNSW, IVFPQ, IVFSQ8, LSH, POINTS_PER_LIST, Exact, IndexSettings, default_m, default_nlist
+
+Approximate = IVFSQ8 | IVFPQ | HNSW | LSH
+
+_ROUGHLY_EQUAL = 1e-3
+"""Lengths that differ by a smaller share of the longest are taken for equal."""
+LEAST_ITEMS = 256
+"""Fewer are not worth a structure, nor enough to learn the codes of one from."""
+_CHUNK = 65_536
+"""Vectors added at a time: they may be a mapped file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """A built Faiss index and what is needed to ask it."""
+
+    faiss_index: Any
+    longest: float
+    """Length of the longest vector where vectors got a number that makes them equally long, else 0."""
+
+    @property
+    def n(self) -> int:
+        """Positions it knows."""
+        return int(self.faiss_index.ntotal)
+
+    def propose(
+        self, query_BD: Vectors, n: int, settings: Approximate, *, allowed_n: Mask | None, threads: int
+    ) -> Rows:
+        """[B, n] positions that may be among the best, best first as it sees them; -1 where it has no more.
+
+        ``allowed_n`` says which positions may be proposed. What a share p of all is allowed is looked for 1 / p times
+        as hard: its best are the allowed ones among the best of n / p.
+        """
+        share = 1.0 if allowed_n is None else max(float(allowed_n.mean()), 1.0 / max(len(allowed_n), 1))
+        query_BD = np.ascontiguousarray(_lengthened(query_BD, None) if self.longest else query_BD)
+        with _threads(threads):
+            if isinstance(settings, LSH):
+                return self._propose_by_bits(query_BD, n, share, allowed_n)
+            parameters = _search_parameters(settings, share, self.n, self.faiss_index)
+            if allowed_n is not None:
+                parameters.sel = selector = _faiss().IDSelectorBitmap(np.packbits(allowed_n, bitorder="little"))
+            _, position_Bn = self.faiss_index.search(query_BD, min(n, self.n), params=parameters)
+            if allowed_n is not None:
+                del selector  # only now: Faiss holds no reference
+        found: Rows = position_Bn
+        return found
+
+    def _propose_by_bits(self, query_BD: Vectors, n: int, share: float, allowed_n: Mask | None) -> Rows:
+        """Faiss takes no selector here: more are fetched, and those that are not allowed are dropped."""
+        _, position_Bn = self.faiss_index.search(query_BD, min(math.ceil(n / share), self.n))
+        return position_Bn if allowed_n is None else np.where(allowed_n[position_Bn], position_Bn, -1)
+
+    def n_bytes(self) -> int:
+        """Bytes of what it holds, as written."""
+        counted = 0
+
+        def count(part: bytes) -> None:
+            nonlocal counted
+            counted += len(part)
+
+        _faiss().write_index(self.faiss_index, _faiss().PyCallbackIOWriter(count, 2**24))
+        return counted
+
+    def write(self, path: Path) -> None:
+        """Write it as Faiss does."""
+        _faiss().write_index(self.faiss_index, str(path))
+
+    @staticmethod
+    def read(path: Path, longest: float, *, mmap: bool) -> Structure:
+        """What ``write`` wrote, mapped from the file with ``mmap``. Raises ArtifactError where it is damaged."""
+        faiss = _faiss()
+        try:
+            return Structure(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0), longest)
+        except RuntimeError as error:
+            said = str(error).rsplit("Error: ", 1)[-1]
+            raise ArtifactError(f"{path}: Faiss can't read it ({said}): build the index again") from error
+
+
+def build(vector_nD: Vectors, settings: Approximate, *, threads: int, seed: int) -> Structure:
+    """Lay out the vectors as the settings say; the same seed gives the same structure (``HNSW``: on one thread).
+
+    ``LSH`` sees directions only, so vectors of different lengths get one number more. ``HNSW`` takes them as they are:
+    made equally long they are all nearly alike, and a walk finds fewer of the best (docs/decisions.md).
+    """
+    longest = _longest_if_unequal(vector_nD) if isinstance(settings, LSH) else 0.0
+    width = vector_nD.shape[1] + (longest > 0)
+    with _threads(threads):
+        index = _empty(settings, len(vector_nD), width, seed)
+        if not index.is_trained:
+            index.train(_sample(vector_nD, max(index.nlist * POINTS_PER_LIST, 256 * POINTS_PER_LIST), seed))
+        for first in range(0, len(vector_nD), _CHUNK):
+            part_cD = np.ascontiguousarray(vector_nD[first : first + _CHUNK])
+            index.add(_lengthened(part_cD, longest) if longest else part_cD)
+    return Structure(index, longest)
+
+
+def check(settings: IndexSettings, n: int, width: int) -> None:
+    """Raise a ``ConfigError`` where n vectors of this width can't give what is asked for, or Faiss is missing."""
+    if isinstance(settings, Exact):
+        return
+    _faiss()
+    if n >= LEAST_ITEMS and isinstance(settings, (IVFSQ8, IVFPQ)) and settings.nlist is not None and settings.nlist > n:
+        raise ConfigError(f"nlist is {settings.nlist}, expected at most {n}, the number of items")
+    if isinstance(settings, IVFPQ) and settings.m is not None and width % settings.m:
+        raise ConfigError(f"m is {settings.m}, expected a divisor of the width of the vectors, {width}")
+
+
+def most_looked_into(structure: Structure, settings: Approximate) -> int:
+    """The greatest sensible value of how hard a search looks (``nprobe``, ``ef_search``, ``k_factor``)."""
+    return int(structure.faiss_index.nlist) if isinstance(settings, (IVFSQ8, IVFPQ)) else structure.n
+
+
+def _empty(settings: Approximate, n: int, width: int, seed: int) -> Any:
+    faiss = _faiss()
+    inner_product = faiss.METRIC_INNER_PRODUCT
+    if isinstance(settings, HNSW):
+        index = faiss.IndexHNSWFlat(width, settings.m, inner_product)
+        index.hnsw.efConstruction = settings.ef_construction
+        index.hnsw.rng = faiss.RandomGenerator(seed)
+        return index
+    if isinstance(settings, LSH):
+        index = faiss.IndexLSH(width, settings.bits or 8 * math.ceil(4 * width / 8))
+        index.rrot.init(seed)
+        return index
+    centres, nlist = faiss.IndexFlatIP(width), min(settings.nlist or default_nlist(n), n)
+    if isinstance(settings, IVFSQ8):
+        byte = faiss.ScalarQuantizer.QT_8bit
+        index = faiss.IndexIVFScalarQuantizer(centres, width, nlist, byte, inner_product, True)
+    else:
+        index = faiss.IndexIVFPQ(centres, width, nlist, settings.m or default_m(width), 8, inner_product)
+        index.pq.cp.seed = seed
+        index.pq.cp.min_points_per_centroid = 1
+    index.cp.seed = seed
+    index.cp.min_points_per_centroid = 1  # fewer are no reason for Faiss to write to the terminal
+    index.cp.max_points_per_centroid = POINTS_PER_LIST
+    return index
+
+
+def _search_parameters(settings: IVFSQ8 | IVFPQ | HNSW, share: float, n: int, index: Any) -> Any:
+    faiss = _faiss()
+    if isinstance(settings, HNSW):
+        return faiss.SearchParametersHNSW(efSearch=min(math.ceil(settings.ef_search / share), n))
+    return faiss.SearchParametersIVF(nprobe=min(math.ceil(settings.nprobe / share), index.nlist))
+
+
+def _sample(vector_nD: Vectors, most: int, seed: int) -> Vectors:
+    """Vectors to learn from, in the order of the catalogue (a mapped file is read forwards)."""
+    if len(vector_nD) <= most:
+        return np.ascontiguousarray(vector_nD)
+    chosen = np.sort(np.random.default_rng(seed).choice(len(vector_nD), most, replace=False))
+    return np.ascontiguousarray(vector_nD[chosen])
+
+
+def _longest_if_unequal(vector_nD: Vectors) -> float:
+    """The greatest length, or 0 where all are as long."""
+    shortest, longest = math.inf, 0.0
+    for first in range(0, len(vector_nD), _CHUNK):
+        length_c = np.linalg.norm(vector_nD[first : first + _CHUNK], axis=1)
+        shortest, longest = min(shortest, float(length_c.min())), max(longest, float(length_c.max()))
+    return longest if longest - shortest > _ROUGHLY_EQUAL * longest else 0.0
+
+
+def _lengthened(vector_nD: Vectors, longest: float | None) -> Vectors:
+    """Vectors with one more number, such that all are ``longest`` long; queries (None) get a 0, so that inner products
+    stay what they are."""
+    more_n = np.zeros(len(vector_nD), np.float32)
+    if longest is not None:
+        square_n = np.einsum("nd,nd->n", vector_nD, vector_nD, dtype=np.float64)
+        more_n = np.sqrt(np.maximum(longest**2 - square_n, 0.0)).astype(np.float32)
+    return np.concatenate([vector_nD, more_n[:, None]], axis=1)
+
+
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    """Faiss on so many threads: OpenMP keeps the number for each thread that calls it."""
+    faiss = _faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(threads)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ConfigError(
+            "an index other than Exact needs Faiss, which is not installed: pip install 'twotower[faiss]', or choose "
+            "Exact"
+        ) from error
+    return faiss
