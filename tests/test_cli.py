@@ -34,7 +34,20 @@ def write_run(folder: Path, more: str = "") -> Path:
     return path
 
 
-VERBS = ["audit", "days", "demo", "evaluate", "forget", "ingest", "init", "recommend", "train", "tune", "update"]
+VERBS = [
+    "audit",
+    "days",
+    "demo",
+    "evaluate",
+    "experiment",
+    "forget",
+    "ingest",
+    "init",
+    "recommend",
+    "train",
+    "tune",
+    "update",
+]
 
 
 def test_the_verbs_are_these() -> None:
@@ -90,6 +103,7 @@ def test_every_parameter_has_help(verb: str, capsys: pytest.CaptureFixture[str])
         (["forget", "nowhere", "--query", "u1"], "nowhere: there is no such folder"),
         (["forget", "nowhere"], '"forget" parameter --query requires an argument'),
         (["recommend", "m", "--query", "{"], "--query: not valid JSON"),
+        (["experiment", "--exposures", "nowhere", "--outcomes", "o", "--control", "a"], "no file or folder nowhere"),
         (["recommend", "m", "--query", "[1]"], "--query: found [1], expected an object"),
     ],
 )

@@ -6,7 +6,8 @@
     scoring     similarity, correction, tiles     optimisers  how parameters move
     config      a run: all settings, as TOML      training    train, evaluate, recommend
     evaluation  top-k, metrics, calibration       auditing    what a run's negatives are
-    index       finding the best items quickly    cli         the command line
+    index       finding the best items quickly    experiment  arms, exposures, what they changed
+    cli         the command line
     records     Batch, Block, Candidates, Encoded: who knows these knows the program
 
 The names below are the public API. They are imported when first used: ``import twotower`` does not import torch.
@@ -43,6 +44,16 @@ if TYPE_CHECKING:
     from .data.thinning import FrequentThinning, Thinning, UniformThinning
     from .errors import ArtifactError, ConfigError, DataError, SchemaError, TwoTowerError
     from .evaluation import Drift, drift, frequency_report
+    from .experiment import (
+        AnyOf,
+        Assignment,
+        ExperimentReport,
+        Exposure,
+        ExposureLog,
+        Ratio,
+        Total,
+        analyse,
+    )
     from .frequency import ExactFrequency, Frequency, StreamingFrequency
     from .index import HNSW, IVFPQ, IVFSQ8, LSH, Exact, Found, Index, IndexSettings
     from .losses import (
@@ -174,8 +185,10 @@ __all__ = [
     "AdaptiveMargin",
     "AdaptiveTemperature",
     "AdvInfoNCE",
+    "AnyOf",
     "Arm",
     "ArtifactError",
+    "Assignment",
     "Audit",
     "Batch",
     "BilateralSoftmax",
@@ -199,6 +212,9 @@ __all__ = [
     "Evaluation",
     "Exact",
     "ExactFrequency",
+    "ExperimentReport",
+    "Exposure",
+    "ExposureLog",
     "Facts",
     "Feature",
     "FirstViolation",
@@ -243,6 +259,7 @@ __all__ = [
     "RandomSplit",
     "Range",
     "RankWindow",
+    "Ratio",
     "Recommendation",
     "Rejection",
     "Retriever",
@@ -270,6 +287,7 @@ __all__ = [
     "Thinning",
     "Time",
     "TimeSplit",
+    "Total",
     "Tower",
     "Trained",
     "Training",
@@ -286,6 +304,7 @@ __all__ = [
     "Updated",
     "Vector",
     "Warp",
+    "analyse",
     "audit",
     "drift",
     "dump_run",
@@ -320,6 +339,7 @@ _NAMES_OF = {
     "data.streams": "Delta Folder Kafka stream_of",
     "data.thinning": "FrequentThinning Thinning UniformThinning",
     "evaluation": "Drift drift frequency_report",
+    "experiment": "AnyOf Assignment ExperimentReport Exposure ExposureLog Ratio Total analyse",
     "errors": "ArtifactError ConfigError DataError SchemaError TwoTowerError",
     "frequency": "ExactFrequency Frequency StreamingFrequency",
     "index": "HNSW IVFPQ IVFSQ8 LSH Exact Found Index IndexSettings",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Overrides = Annotated[tuple[str, ...], Parameter(name="--set", show_default=False)]
 Sweep = Annotated[tuple[str, ...], Parameter(name="--sweep", show_default=False)]
+Repeated = Annotated[tuple[str, ...], Parameter(show_default=False)]
 AsJson = Annotated[bool, Parameter(name="--json")]
 
 app = App(
@@ -349,6 +350,97 @@ def forget(model: Path, /, *, query: Annotated[tuple[str, ...], Parameter(consum
     from .training import forget
 
     print(forget(model, query).render())
+
+
+@app.command(sort_key=12)
+def experiment(
+    *,
+    exposures: Path,
+    outcomes: Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)],
+    control: str,
+    name: str | None = None,
+    metric: Repeated = (),
+    stage: Repeated = (),
+    share: Repeated = (),
+    unit: Literal["user", "request"] = "user",
+    join_by: Literal["user", "request"] | None = None,
+    user: str = "user",
+    request: str = "request",
+    time: str = "time",
+    time_unit: Literal["s", "ms", "us", "ns"] = "s",
+    before: bool = False,
+    plot: Path | None = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what the arms of an experiment changed: uplifts with intervals, and first whether they can be trusted.
+
+    Where counts do not fit the shares that were assigned, numbers are shown all the same and the status is 2.
+
+    Parameters
+    ----------
+    exposures
+        File or folder of the exposures that a service logged, NDJSON or Parquet.
+    outcomes
+        Files or folders with an outcome a row: user and time, or request, and columns of numbers.
+    control
+        The arm that the others are compared with.
+    name
+        The experiment, where the exposures are of several.
+    metric
+        Such as revenue (a user), 'any(bought)' (share of users) or clicked/shown; as often as you like, the primary
+        one first. All columns of the outcomes by default.
+    stage
+        Column that counts items which passed a stage, in order, after what was returned; by default ranked, shown,
+        clicked and bought where they are there.
+    share
+        Share of units that an arm was assigned, such as control=0.9; of all arms, or none where they are equal.
+    unit
+        What arms were assigned by.
+    join_by
+        What outcomes name, where it is not the unit.
+    user
+        Column of the outcomes with the id of the user.
+    request
+        Column of the outcomes with the id of the request.
+    time
+        Column of the outcomes with their time.
+    time_unit
+        Of times that are numbers, since 1970.
+    before
+        Take out what outcomes before a user's first exposure explain (CUPED).
+    plot
+        File to write a picture to, such as uplift.png.
+    as_json
+        Print the report as JSON.
+    """
+    from .experiment import OutcomeColumns, analyse, metric_of
+
+    found = analyse(
+        exposures,
+        list(outcomes),
+        control=control,
+        experiment=name,
+        metrics=[metric_of(text) for text in metric] or None,
+        stages=stage or None,
+        shares=dict(map(_share, share)) or None,
+        unit=unit,
+        join_by=join_by,
+        columns=OutcomeColumns(user=user, request=request, time=time, time_unit=time_unit),
+        before=before,
+    )
+    print(found.to_json() if as_json else found.render())
+    if plot is not None and not found.plot(plot):
+        print("no plot, as matplotlib is not installed: pip install 'twotower[plots]'", file=sys.stderr)
+    if not found.trusted:
+        raise DataError(found.warning)
+
+
+def _share(text: str) -> tuple[str, float]:
+    arm, equals, share = text.rpartition("=")
+    try:
+        return arm, float(share if equals and arm else "")
+    except ValueError as error:
+        raise ConfigError(f"--share: found {text!r}, expected an arm and its share, such as control=0.5") from error
 
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, from glibc's malloc.h

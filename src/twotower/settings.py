@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 import tomllib
 import types
@@ -352,3 +353,12 @@ def first_difference(before: Any, now: Any, name: str = "") -> str | None:
         )
         return next((difference for difference in differences if difference), None)
     return None if before == now else f"{name} = {json.dumps(before)}, this one has {json.dumps(now)}"
+
+
+def without_nan(tree: object) -> object:
+    """A tree that JSON can hold: null for each number that is not finite."""
+    if isinstance(tree, dict):
+        return {name: without_nan(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [without_nan(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

@@ -22,6 +22,7 @@ from twotower.data.vocabulary import (
     Vocabulary,
     VocabularyFit,
     hash64,
+    hash64_of,
     text_form,
 )
 from twotower.errors import ArtifactError, DataError
@@ -55,6 +56,7 @@ def texts(values: list[str | None]) -> pa.LargeStringArray:
 @given(st.lists(st.text(max_size=40), max_size=20), st.integers(0, 3))
 def test_the_hash_is_the_formula(values: list[str], seed: int) -> None:
     assert hash64(texts(values), seed).tolist() == [naive_hash(value, seed) for value in values]
+    assert [hash64_of(value, seed) for value in values] == [naive_hash(value, seed) for value in values]
 
 
 def test_the_hash_never_changes() -> None:

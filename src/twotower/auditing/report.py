@@ -13,6 +13,7 @@ from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 
+from ..settings import without_nan
 from .cost import Cost
 from .gradient import Gradient
 from .law import Compared, Law
@@ -77,7 +78,7 @@ class Audit:
         tree = asdict(self)
         tree["law"]["p"] = self.law.p
         tree["cost"] |= {"total": self.cost.total, "sampler_share": self.cost.sampler_share}
-        return json.dumps(_without_nan(tree), indent=2, ensure_ascii=False, allow_nan=False)
+        return json.dumps(without_nan(tree), indent=2, ensure_ascii=False, allow_nan=False)
 
     def plot(self, path: str | Path) -> bool:
         """Write a picture; False where matplotlib is not installed."""
@@ -230,11 +231,3 @@ def _ratio(count: Compared) -> str:
 
 def _z(value: float) -> str:
     return f"{value:.1f}"
-
-
-def _without_nan(tree: object) -> object:
-    if isinstance(tree, dict):
-        return {name: _without_nan(value) for name, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_without_nan(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

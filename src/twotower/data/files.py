@@ -21,6 +21,8 @@ class File:
     """The format, as a suffix: .csv, .tsv, .ndjson, .parquet, .arrow or .txt."""
     may_be_empty: bool = False
     """Part of a folder: writers of many parts leave some without rows."""
+    whole_lines_only: bool = False
+    """Leave out what follows the last line break: a writer that was killed leaves half a line there."""
 
     def __str__(self) -> str:
         return str(self.path)

@@ -31,7 +31,7 @@ def _line_blocks(file: File) -> Iterator[tuple[str, int]]:
                 line += block.count(b"\n")
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: damaged or truncated, found after line {line - 1} ({short(error)})") from error
-    if rest.strip():
+    if rest.strip() and not file.whole_lines_only:
         yield _decoded(rest, line, file), line
 
 

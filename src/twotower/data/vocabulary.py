@@ -27,6 +27,8 @@ _MIX_A = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_B = np.uint64(0x94D049BB133111EB)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _WORD = np.uint64(8)
+_PLAIN_MIX_A, _PLAIN_MIX_B, _PLAIN_STEP = int(_MIX_A), int(_MIX_B), int(_STEP)
+_MAX_WORD = 2**64 - 1
 _MERGE_AT = 1 << 20
 """Pending rows that a fit collects before it merges them into its totals (more when the totals are larger)."""
 
@@ -109,6 +111,22 @@ def hash64(text: pa.LargeStringArray, seed: int = 0) -> NDArray[np.uint64]:
     hashed = mix64(total)
     hashed[_is_null(text)] = 0
     return hashed
+
+
+def hash64_of(text: str, seed: int = 0) -> int:
+    """``hash64`` of one text: the same number in 4 us, where an array of one takes 300."""
+    data = text.encode()
+    total = len(data) * _PLAIN_STEP + _mix64_of(seed)
+    for start in range(0, len(data), 8):
+        word = int.from_bytes(data[start : start + 8], "little")
+        total += _mix64_of(word ^ ((start // 8 + 1) * _PLAIN_STEP & _MAX_WORD))
+    return _mix64_of(total & _MAX_WORD)
+
+
+def _mix64_of(word: int) -> int:
+    word = ((word ^ (word >> 30)) * _PLAIN_MIX_A) & _MAX_WORD
+    word = ((word ^ (word >> 27)) * _PLAIN_MIX_B) & _MAX_WORD
+    return word ^ (word >> 31)
 
 
 def _is_null(text: pa.LargeStringArray) -> NDArray[np.bool_]:
