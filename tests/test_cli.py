@@ -40,10 +40,12 @@ VERBS = [
     "demo",
     "evaluate",
     "experiment",
+    "export",
     "forget",
     "ingest",
     "init",
     "recommend",
+    "similar",
     "train",
     "tune",
     "update",
@@ -105,6 +107,9 @@ def test_every_parameter_has_help(verb: str, capsys: pytest.CaptureFixture[str])
         (["recommend", "m", "--query", "{"], "--query: not valid JSON"),
         (["experiment", "--exposures", "nowhere", "--outcomes", "o", "--control", "a"], "no file or folder nowhere"),
         (["recommend", "m", "--query", "[1]"], "--query: found [1], expected an object"),
+        (["recommend", "m"], "expected either --query, or --all-queries with --out"),
+        (["recommend", "m", "--all-queries"], "expected either --query, or --all-queries with --out"),
+        (["recommend", "m", "--query", "{}", "--out", "o"], "expected either --query, or --all-queries with --out"),
     ],
 )
 def test_a_mistake_is_one_line_on_stderr_and_status_2(
@@ -156,19 +161,38 @@ def training(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     def evaluate(model: Path, *, split: str) -> Call:
         return Call([model.name, split])
 
-    def recommend(model: Path, query: dict[str, object], *, k: int, filter_seen: bool) -> list[Found]:
-        if query == {"user": "stranger"}:
-            raise DataError("nobody\nknows")
-        if query == {"user": "impatient"}:
-            raise KeyboardInterrupt
-        return [Found(f"{model.name} {query['user']} {k} {filter_seen}", 0.25), Found("other", -1.5)]
+    @dataclass(frozen=True)
+    class Retriever:
+        model: Path
+
+        @staticmethod
+        def open(model: Path) -> Retriever:
+            return Retriever(model)
+
+        def recommend(self, query: dict[str, object], *, k: int, filter_seen: bool) -> list[Found]:
+            if query == {"user": "stranger"}:
+                raise DataError("nobody\nknows")
+            if query == {"user": "impatient"}:
+                raise KeyboardInterrupt
+            return [Found(f"{self.model.name} {query['user']} {k} {filter_seen}", 0.25), Found("other", -1.5)]
+
+        def recommend_all(self, out: Path, *, k: int, filter_seen: bool) -> int:
+            out.write_text(f"{self.model.name} {k} {filter_seen}", encoding="utf-8")
+            return 1234
+
+        def similar(self, item: str, *, k: int) -> list[Found]:
+            return [Found(f"like {item} {k}", 0.5)]
+
+    def export(model: Path, out: Path, **settings: object) -> Call:
+        return Call([model.name, out.name, settings])
 
     def tune(run: twotower.Run, out: Path, *, sweep: tuple[str, ...]) -> Call:
         assert run.tune is not None
         return Call([run.tune.trials, out.name, *sweep])
 
     module = types.ModuleType("twotower.training")
-    module.evaluate, module.recommend, module.tune = evaluate, recommend, tune  # type: ignore[attr-defined]
+    module.evaluate, module.Retriever, module.tune = evaluate, Retriever, tune  # type: ignore[attr-defined]
+    module.export = export  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "twotower.training", module)
     return module
 
@@ -188,6 +212,29 @@ def test_results_are_printed_for_people(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == "table of ['m', 'test']\n"
     assert cli.main(["recommend", "m", "--query", '{"user": "u1"}']) == 0
     assert capsys.readouterr().out == "  0.2500  m u1 10 True\n -1.5000  other\n"
+
+
+@pytest.mark.usefixtures("training")
+def test_lists_of_all_queries_and_items_like_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "top.parquet"
+    assert cli.main(["recommend", "m", "--all-queries", "--out", str(out), "--k", "5", "--no-filter-seen"]) == 0
+    assert capsys.readouterr().out == f"wrote 1,234 lines to {out}\n"
+    assert out.read_text(encoding="utf-8") == "m 5 False"
+    assert cli.main(["similar", "m", "--item", "i1", "--k", "2"]) == 0
+    assert capsys.readouterr().out == "  0.5000  like i1 2\n"
+
+
+@pytest.mark.usefixtures("training")
+def test_an_export_takes_lists_of_columns_and_files(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = {"show": None, "items": None, "licence": None, "overwrite": False}
+    assert cli.main(["export", "m", "--out", "b"]) == 0
+    assert capsys.readouterr().out == f"table of {['m', 'b', plain]}\n"
+    chosen = ["--show", "title, year", "--items", "a.csv", "b.csv", "--licence", "CC0-1.0", "--overwrite"]
+    assert cli.main(["export", "m", "--out", "b", *chosen]) == 0
+    given = {"show": ["title", "year"], "items": ("a.csv", "b.csv"), "licence": "CC0-1.0", "overwrite": True}
+    assert capsys.readouterr().out == f"table of {['m', 'b', given]}\n"
+    assert cli.main(["export", "m", "--out", "b", "--show", ""]) == 0
+    assert "'show': []" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("training")

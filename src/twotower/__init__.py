@@ -7,7 +7,7 @@
     config      a run: all settings, as TOML      training    train, evaluate, recommend
     evaluation  top-k, metrics, calibration       auditing    what a run's negatives are
     index       finding the best items quickly    experiment  arms, exposures, what they changed
-    cli         the command line
+    bundle      what is served, without torch     cli         the command line
     records     Batch, Block, Candidates, Encoded: who knows these knows the program
 
 The names below are the public API. They are imported when first used: ``import twotower`` does not import torch.
@@ -18,8 +18,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .auditing import Audit, audit
+    from .bundle import Bundle, Recommendation
     from .config import (
         Arm,
         Data,
@@ -139,25 +142,26 @@ if TYPE_CHECKING:
     from .training import (
         Day,
         Days,
+        Exported,
         Forgotten,
-        Recommendation,
         Retriever,
         Trained,
         Trial,
         Tuned,
         Updated,
         evaluate,
+        export,
         forget,
         history,
         recommend,
+        recommend_all,
         save_vectors,
+        similar,
         train,
         tune,
         update,
         update_from,
     )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AHNS",
@@ -195,6 +199,7 @@ __all__ = [
     "BinaryCrossEntropy",
     "Block",
     "BucketedSoftmax",
+    "Bundle",
     "Candidates",
     "Catalogue",
     "Categorical",
@@ -215,6 +220,7 @@ __all__ = [
     "ExperimentReport",
     "Exposure",
     "ExposureLog",
+    "Exported",
     "Facts",
     "Feature",
     "FirstViolation",
@@ -309,6 +315,7 @@ __all__ = [
     "drift",
     "dump_run",
     "evaluate",
+    "export",
     "extend",
     "forget",
     "frequency_report",
@@ -319,7 +326,9 @@ __all__ = [
     "load_run",
     "parse_run",
     "recommend",
+    "recommend_all",
     "save_vectors",
+    "similar",
     "stream_of",
     "train",
     "tune",
@@ -329,6 +338,7 @@ __all__ = [
 
 _NAMES_OF = {
     "auditing": "Audit audit",
+    "bundle": "Bundle Recommendation",
     "config": "Arm Data Evaluation Range Run Training Tune Update dump_run ingest_run load_run parse_run",
     "data.extend": "extend",
     "data.infer": "init",
@@ -356,8 +366,8 @@ _NAMES_OF = {
     "schema": "Categorical Categories Feature History Id Interactions Life Number Reward Schema Seed Text Time Vector",
     "tables": "TableSettings",
     "towers": "Graph SvdStart Tower TwoTower",
-    "training": "Day Days Forgotten Recommendation Retriever Trained Trial Tuned Updated evaluate forget "
-    "history recommend save_vectors train tune update update_from",
+    "training": "Day Days Exported Forgotten Retriever Trained Trial Tuned Updated evaluate export forget "
+    "history recommend recommend_all save_vectors similar train tune update update_from",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 

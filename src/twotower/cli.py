@@ -21,7 +21,8 @@ from . import __version__
 from .errors import ArtifactError, ConfigError, DataError, TwoTowerError
 
 if TYPE_CHECKING:
-    from .training import Updated
+    from .bundle import Bundle, Recommendation
+    from .training import Retriever, Updated
 
 Overrides = Annotated[tuple[str, ...], Parameter(name="--set", show_default=False)]
 Sweep = Annotated[tuple[str, ...], Parameter(name="--sweep", show_default=False)]
@@ -216,20 +217,26 @@ def recommend(
     model: Path,
     /,
     *,
-    query: str,
+    query: str | None = None,
+    all_queries: bool = False,
+    out: Path | None = None,
     k: int = 10,
     filter_seen: Annotated[bool, Parameter(negative="--no-filter-seen")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Find the k best items for a query: score and item id, a line each.
+    """Find the k best items for a query: score and item id, a line each; or for all known queries, into a file.
 
     Parameters
     ----------
     model
-        Folder that train wrote.
+        Folder that train or export wrote.
     query
         Columns of the query as a JSON object, such as '{"user_id": "u1"}'; the attributes and the history of an id
         that is known are added.
+    all_queries
+        Ask for every known query instead.
+    out
+        File to write those lists to, as Parquet: query, rank, item and score.
     k
         How many items.
     filter_seen
@@ -237,14 +244,77 @@ def recommend(
     as_json
         Print the items as JSON.
     """
-    columns = _json_object(query)
-    from .training import recommend
-
-    found = recommend(model, columns, k=k, filter_seen=filter_seen)
-    print(_as_json(found) if as_json else "\n".join(f"{best.score:8.4f}  {best.item}" for best in found))
+    if all_queries == (query is not None) or all_queries != (out is not None):
+        raise ConfigError("recommend: expected either --query, or --all-queries with --out")
+    if out is not None:
+        n = _opened(model).recommend_all(out, k=k, filter_seen=filter_seen)
+        print(json.dumps({"lines": n}) if as_json else f"wrote {n:,} lines to {out}")
+        return
+    columns = _json_object(query or "")
+    _print_found(_opened(model).recommend(columns, k=k, filter_seen=filter_seen), as_json)
 
 
 @app.command(sort_key=9)
+def similar(model: Path, /, *, item: str, k: int = 10, as_json: AsJson = False) -> None:
+    """Find the k items whose vectors are most like that of an item: score and item id, a line each.
+
+    Parameters
+    ----------
+    model
+        Folder that train or export wrote.
+    item
+        Its id.
+    k
+        How many items.
+    as_json
+        Print the items as JSON.
+    """
+    _print_found(_opened(model).similar(item, k=k), as_json)
+
+
+def _print_found(found: list[Recommendation], as_json: bool) -> None:
+    print(_as_json(found) if as_json else "\n".join(f"{best.score:8.4f}  {best.item}" for best in found))
+
+
+@app.command(sort_key=10)
+def export(
+    model: Path,
+    /,
+    *,
+    out: Path,
+    show: str | None = None,
+    items: Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)] = (),
+    licence: str | None = None,
+    overwrite: bool = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model as a bundle: one folder that answers without PyTorch and without the training data.
+
+    Parameters
+    ----------
+    model
+        Folder that train wrote.
+    out
+        Folder of the bundle. It holds what is known of all queries: keep it as private as the log.
+    show
+        Columns of the item files for titles and filters, such as title,section; all with one value a row, without it.
+    items
+        Item files to read them from, instead of those of the run.
+    licence
+        Under which the bundle may be used; it is noted in it.
+    overwrite
+        Replace a bundle that is there.
+    as_json
+        Print what was written as JSON.
+    """
+    from .training import export
+
+    columns = None if show is None else [name.strip() for name in show.split(",") if name.strip()]
+    done = export(model, out, show=columns, items=items or None, licence=licence, overwrite=overwrite)
+    print(json.dumps(dataclasses.asdict(done), default=str) if as_json else done.render())
+
+
+@app.command(sort_key=11)
 def update(
     model: Path,
     /,
@@ -315,7 +385,7 @@ def update(
         print(f"nothing new in {named}: the model is as it was: {model}")
 
 
-@app.command(sort_key=10)
+@app.command(sort_key=12)
 def days(model: Path, /, *, plot: Path | None = None, as_json: AsJson = False) -> None:
     """Show what each update of a model did.
 
@@ -336,7 +406,7 @@ def days(model: Path, /, *, plot: Path | None = None, as_json: AsJson = False) -
         print("no plot, as matplotlib is not installed: pip install 'twotower[plots]'")
 
 
-@app.command(sort_key=11)
+@app.command(sort_key=13)
 def forget(model: Path, /, *, query: Annotated[tuple[str, ...], Parameter(consume_multiple=True)]) -> None:
     """Delete queries (users) from a model: ids, attributes, vectors, histories, events and what is known of them.
 
@@ -482,6 +552,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _refused(message: str) -> int:
     print("error:", " ".join(message.split()), file=sys.stderr)
     return 2
+
+
+def _opened(folder: Path) -> Bundle | Retriever:
+    """The bundle, which answers without torch, or the model in a folder."""
+    from .bundle import Bundle, is_bundle
+
+    if is_bundle(folder):
+        return Bundle.open(folder)
+    from .training import Retriever
+
+    return Retriever.open(folder)
 
 
 def _json_object(text: str) -> dict[str, object]:

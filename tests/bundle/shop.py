@@ -103,6 +103,8 @@ def write_files(folder: Path, seed: int = 0) -> Data:
 
 
 def run_of(data: Data, **parts: Any) -> Run:
+    if parts.get("schema", SCHEMA).interactions.query is None:
+        data = replace(data, queries=())
     run = Run(
         schema=SCHEMA,
         data=data,

@@ -39,7 +39,7 @@ from .arrow import (
     vectors,
     weighted_rows,
 )
-from .columns import Column, Columns, RaggedArray
+from .columns import Column, Columns, RaggedArray, taken
 from .statistics import Moments, Sample, quantile_edges
 from .text import TextFit, TextTable, hashed_bags, open_subwords, subword_bags, text_columns
 from .vocabulary import HashedVocabulary, HashedVocabularyFit, Vocabulary, VocabularyFit, text_form
@@ -207,17 +207,36 @@ class Encoders:
             DataError: a key is no column of the side, or a value has the wrong type.
         """
         self._check_keys(side, rows)
-        features = _side(self.schema, side)
-        raw: dict[str, pa.Array] = {}
-        for name, feature in features.items():
-            for column in _reads(name, feature):
-                with _naming(side, name):
-                    raw[column] = _array_of([row.get(column) for row in rows], column, feature)
-        encoded = self.transform(side, pa.table(raw))
-        for name, feature in features.items():
-            if isinstance(feature, History):
-                encoded[name] = self._history(side, name, feature, raw[name])
+        given = {column for row in rows for column in row}
+        encoded: dict[str, Column] = {}
+        for name, feature in _side(self.schema, side).items():
+            if given.isdisjoint(_reads(name, feature)):
+                nothing, none = self._nothing(side, name), np.zeros(len(rows), np.int64)
+                encoded |= {key: taken(column, none) for key, column in nothing.items()}
+            else:
+                encoded |= self._encode_rows(side, name, feature, rows)
         return encoded
+
+    def _encode_rows(
+        self, side: str, name: str, feature: Feature, rows: Sequence[Mapping[str, object]]
+    ) -> dict[str, Column]:
+        with _naming(side, name):
+            raw = {c: _array_of([row.get(c) for row in rows], c, feature) for c in _reads(name, feature)}
+        if isinstance(feature, History):
+            return {name: self._history(side, name, feature, raw[name])}
+        with _naming(side, name):
+            return self._encode(side, name, feature, pa.table(raw))
+
+    def _nothing(self, side: str, name: str) -> dict[str, Column]:
+        """One row of a feature that says nothing, encoded once: a live query leaves most features out."""
+        if (side, name) not in self._known_nothing:
+            feature = _side(self.schema, side)[name]
+            self._known_nothing[side, name] = self._encode_rows(side, name, feature, [{}])
+        return self._known_nothing[side, name]
+
+    @cached_property
+    def _known_nothing(self) -> dict[tuple[str, str], dict[str, Column]]:
+        return {}
 
     def _check_keys(self, side: str, rows: Sequence[Mapping[str, object]]) -> None:
         known = {*self.columns(side), *_keys(self.schema, side)}

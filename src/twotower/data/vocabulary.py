@@ -29,6 +29,8 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 _WORD = np.uint64(8)
 _PLAIN_MIX_A, _PLAIN_MIX_B, _PLAIN_STEP = int(_MIX_A), int(_MIX_B), int(_STEP)
 _MAX_WORD = 2**64 - 1
+_FEW = 8
+"""Up to so many texts are hashed one by one."""
 _MERGE_AT = 1 << 20
 """Pending rows that a fit collects before it merges them into its totals (more when the totals are larger)."""
 
@@ -100,6 +102,8 @@ def hash64(text: pa.LargeStringArray, seed: int = 0) -> NDArray[np.uint64]:
     The sum has no order of its own (the position is in each term), so all words of all texts are mixed at once. It
     spreads ids and words evenly; it is no protection against someone who makes collisions on purpose.
     """
+    if len(text) <= _FEW:
+        return np.array([0 if one is None else hash64_of(one, seed) for one in text.to_pylist()], np.uint64)
     length = _byte_lengths(text)
     word, at, owner = _words(text, length)
     mixed = mix64(word ^ (at.astype(np.uint64) * _STEP))

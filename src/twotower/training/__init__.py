@@ -1,10 +1,11 @@
 """Training, and what is done with a trained model."""
 
 from ..bundle.recommending import Recommendation
+from .answering import recommend, recommend_all, similar
 from .days import Day, Days
 from .export import Exported, export
 from .fuzzy import FuzzyPositives, Platt, fuzzy_positives
-from .loop import Trained, evaluate, recommend, train
+from .loop import Trained, evaluate, train
 from .retriever import Retriever, save_vectors
 from .tune import tune
 from .tuned import Trial, Tuned
@@ -29,7 +30,9 @@ __all__ = [
     "fuzzy_positives",
     "history",
     "recommend",
+    "recommend_all",
     "save_vectors",
+    "similar",
     "train",
     "tune",
     "update",

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import __version__
 from ..bundle import Bundle
 from ..bundle.attributes import read_attributes
 from ..bundle.bundle import BUNDLE
@@ -26,6 +25,7 @@ from ..data.staging import Staging, check_destination
 from ..errors import ArtifactError
 from ..evaluation import top_k
 from ..records import Ragged
+from ..version import __version__
 from . import checkpoint
 from .retriever import BEST, Retriever, recent_items
 

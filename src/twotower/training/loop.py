@@ -713,8 +713,3 @@ def evaluate_retriever(
 def _item_counts(store: Store, events: np.ndarray) -> torch.Tensor:
     """[M] events of each item."""
     return torch.from_numpy(np.bincount(store.item_row[events], minlength=store.n_items))
-
-
-def recommend(model: str | Path, query: dict[str, object], *, k: int = 10, filter_seen: bool = True) -> list[Any]:
-    """The k best items of a trained model for a query given by its raw columns."""
-    return Retriever.open(model).recommend(query, k=k, filter_seen=filter_seen)

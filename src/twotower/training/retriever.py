@@ -64,11 +64,13 @@ def _encode(
     towers: TwoTower, n: int, features: Callable[[int, int], Features], encode: Callable[..., Tensor]
 ) -> Tensor:
     training, device = towers.training, towers.device
-    towers.eval()
+    if training:  # to set every module's mode takes as long as one query's layers
+        towers.eval()
     with torch.no_grad():
         chunks = ((start, min(start + CHUNK, n)) for start in range(0, n, CHUNK))
         parts = [encode(to_device(features(start, stop), device), served=True) for start, stop in chunks]
-    towers.train(training)
+    if training:
+        towers.train()
     return torch.cat(parts) if parts else torch.empty(0, towers.width, device=device)
 
 
