@@ -252,6 +252,35 @@ class Vocabulary:
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
             raise DataError(f"column {column!r}: found {value!r}, expected text, a number or a truth value") from error
 
+    def row_of_text(self, text: str) -> int:
+        """``rows`` of one text form, without an array: 5 us, where ``row`` takes 100."""
+        hashed = hash64_of(text)
+        sorted_hash, row_of = self._index
+        place = int(sorted_hash.searchsorted(np.uint64(hashed)))
+        offset, data = self._bytes
+        wanted = text.encode()
+        while place < len(sorted_hash) and int(sorted_hash[place]) == hashed:
+            row = int(row_of[place])
+            if data[offset[row] : offset[row + 1]] == wanted:
+                return row
+            place += 1
+        return self.first_bucket + hashed % self.oov_buckets if self.oov_buckets else -1
+
+    @property
+    def text_bytes(self) -> tuple[NDArray[np.int64], memoryview]:
+        """The values' UTF-8 bytes one after the other, and where each begins and the last ends [V + 1]; nothing is
+        copied."""
+        return self._bytes
+
+    @cached_property
+    def _bytes(self) -> tuple[NDArray[np.int64], memoryview]:
+        values = self._values
+        _, offsets, data = values.buffers()
+        if offsets is None or not len(values):
+            return np.zeros(len(values) + 1, np.int64), memoryview(b"")
+        offset = np.frombuffer(offsets, np.int64)[values.offset : values.offset + len(values) + 1]
+        return offset, memoryview(data if data is not None else b"")
+
     def rows(self, values: pa.Array | pa.ChunkedArray, column: str = "values") -> NDArray[np.int64]:
         """Row of each value; -1 for missing, and for unknown ones where there are no buckets.
 
@@ -358,6 +387,10 @@ class HashedVocabulary:
     def size(self) -> int:
         """Rows of its table."""
         return self.buckets
+
+    def row_of_text(self, text: str) -> int:
+        """``rows`` of one text form, without an array."""
+        return hash64_of(text) % self.buckets
 
     def rows(self, values: pa.Array | pa.ChunkedArray, column: str = "values") -> NDArray[np.int64]:
         """Row of each value; -1 for missing.
