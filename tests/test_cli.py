@@ -16,6 +16,7 @@ import pytest
 import twotower
 from twotower import cli
 from twotower.errors import DataError
+from twotower.index import IVFSQ8, Exact
 
 
 def write_run(folder: Path, more: str = "") -> Path:
@@ -42,9 +43,11 @@ VERBS = [
     "experiment",
     "export",
     "forget",
+    "index",
     "ingest",
     "init",
     "recommend",
+    "serve",
     "similar",
     "train",
     "tune",
@@ -54,7 +57,7 @@ VERBS = [
 
 def test_the_verbs_are_these() -> None:
     verbs = [name for name in cli.app if not name.startswith("-")]
-    assert sorted(verbs) == sorted(VERBS)
+    assert sorted(verbs) == sorted([*VERBS, "index"])
 
 
 @pytest.mark.parametrize(
@@ -226,12 +229,18 @@ def test_lists_of_all_queries_and_items_like_one(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.usefixtures("training")
 def test_an_export_takes_lists_of_columns_and_files(capsys: pytest.CaptureFixture[str]) -> None:
-    plain = {"show": None, "items": None, "licence": None, "overwrite": False}
+    plain = {
+        "index": Exact(), "threads": 1, "show": None, "items": None, "licence": None, "overwrite": False
+    }  # fmt: skip
     assert cli.main(["export", "m", "--out", "b"]) == 0
     assert capsys.readouterr().out == f"table of {['m', 'b', plain]}\n"
-    chosen = ["--show", "title, year", "--items", "a.csv", "b.csv", "--licence", "CC0-1.0", "--overwrite"]
+    chosen = ["--index", "IVFSQ8", "--set", "nlist=64", "--threads", "2", "--show", "title, year"]
+    chosen += ["--items", "a.csv", "b.csv", "--licence", "CC0-1.0", "--overwrite"]
     assert cli.main(["export", "m", "--out", "b", *chosen]) == 0
-    given = {"show": ["title", "year"], "items": ("a.csv", "b.csv"), "licence": "CC0-1.0", "overwrite": True}
+    given = {
+        "index": IVFSQ8(nlist=64), "threads": 2, "show": ["title", "year"], "items": ("a.csv", "b.csv"),
+        "licence": "CC0-1.0", "overwrite": True,
+    }  # fmt: skip
     assert capsys.readouterr().out == f"table of {['m', 'b', given]}\n"
     assert cli.main(["export", "m", "--out", "b", "--show", ""]) == 0
     assert "'show': []" in capsys.readouterr().out

@@ -82,12 +82,15 @@ def test_the_commands_run_one_after_the_other(capsys: pytest.CaptureFixture[str]
         short += ["--batches", "6"] if command.startswith("twotower audit") else []
         assert main([*words(command), *short, *" ".join(settings).split()]) == 0, capsys.readouterr().err
         shown[words(command)[0]] = capsys.readouterr().out
-    assert list(shown) == ["init", "train", "audit", "evaluate", "recommend", "tune", "update", "days", "forget"]
+    verbs = ["init", "train", "audit", "evaluate", "recommend", "export", "similar", "tune", "update", "days", "forget"]
+    assert list(shown) == verbs
     assert "wrote run.toml" in shown["init"]
     assert "events       360" in shown["train"]  # it ingests first
     assert "Verdict" in shown["audit"]
     assert "popularity" in shown["evaluate"]
     assert len(shown["recommend"].splitlines()) == 10
+    assert "attributes of items: parity" in shown["export"]
+    assert len(shown["similar"].splitlines()) == 10
     assert "best.toml" in shown["tune"]
     assert "update 1: 30 events" in shown["update"]
     assert "2023-12-08" in shown["days"]

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         analyse,
     )
     from .frequency import ExactFrequency, Frequency, StreamingFrequency
-    from .index import HNSW, IVFPQ, IVFSQ8, LSH, Exact, Found, Index, IndexSettings
+    from .index import HNSW, IVFPQ, IVFSQ8, LSH, Exact, Found, Index, IndexReport, IndexSettings
     from .losses import (
         BPR,
         CCL,
@@ -144,17 +144,20 @@ if TYPE_CHECKING:
         Days,
         Exported,
         Forgotten,
+        Indexed,
         Retriever,
         Trained,
         Trial,
         Tuned,
         Updated,
+        build_index,
         evaluate,
         export,
         forget,
         history,
         recommend,
         recommend_all,
+        report_index,
         save_vectors,
         similar,
         train,
@@ -218,9 +221,9 @@ __all__ = [
     "Exact",
     "ExactFrequency",
     "ExperimentReport",
+    "Exported",
     "Exposure",
     "ExposureLog",
-    "Exported",
     "Facts",
     "Feature",
     "FirstViolation",
@@ -239,7 +242,9 @@ __all__ = [
     "Impressions",
     "InBatch",
     "Index",
+    "IndexReport",
     "IndexSettings",
+    "Indexed",
     "IngestReport",
     "Interactions",
     "Kafka",
@@ -312,6 +317,7 @@ __all__ = [
     "Warp",
     "analyse",
     "audit",
+    "build_index",
     "drift",
     "dump_run",
     "evaluate",
@@ -327,6 +333,7 @@ __all__ = [
     "parse_run",
     "recommend",
     "recommend_all",
+    "report_index",
     "save_vectors",
     "similar",
     "stream_of",
@@ -352,7 +359,7 @@ _NAMES_OF = {
     "experiment": "AnyOf Assignment ExperimentReport Exposure ExposureLog Ratio Total analyse",
     "errors": "ArtifactError ConfigError DataError SchemaError TwoTowerError",
     "frequency": "ExactFrequency Frequency StreamingFrequency",
-    "index": "HNSW IVFPQ IVFSQ8 LSH Exact Found Index IndexSettings",
+    "index": "HNSW IVFPQ IVFSQ8 LSH Exact Found Index IndexReport IndexSettings",
     "losses": "BPR CCL GBCE NCE SGNS AdapTau AdaptiveMargin AdaptiveTemperature AdvInfoNCE BilateralSoftmax "
     "BinaryCrossEntropy BucketedSoftmax HierarchicalSoftmax Loss Losses Margin Perturbed RowLoss SampledSoftmax "
     "SquaredGramian Symmetric Warp",
@@ -366,8 +373,8 @@ _NAMES_OF = {
     "schema": "Categorical Categories Feature History Id Interactions Life Number Reward Schema Seed Text Time Vector",
     "tables": "TableSettings",
     "towers": "Graph SvdStart Tower TwoTower",
-    "training": "Day Days Exported Forgotten Retriever Trained Trial Tuned Updated evaluate export forget "
-    "history recommend recommend_all save_vectors similar train tune update update_from",
+    "training": "Day Days Exported Forgotten Indexed Retriever Trained Trial Tuned Updated build_index evaluate export "
+    "forget history recommend recommend_all report_index save_vectors similar train tune update update_from",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 

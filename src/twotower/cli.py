@@ -22,11 +22,13 @@ from .errors import ArtifactError, ConfigError, DataError, TwoTowerError
 
 if TYPE_CHECKING:
     from .bundle import Bundle, Recommendation
+    from .index import IndexSettings
     from .training import Retriever, Updated
 
 Overrides = Annotated[tuple[str, ...], Parameter(name="--set", show_default=False)]
 Sweep = Annotated[tuple[str, ...], Parameter(name="--sweep", show_default=False)]
 Repeated = Annotated[tuple[str, ...], Parameter(show_default=False)]
+Kind = Literal["Exact", "IVFSQ8", "IVFPQ", "HNSW", "LSH"]
 AsJson = Annotated[bool, Parameter(name="--json")]
 
 app = App(
@@ -282,6 +284,9 @@ def export(
     /,
     *,
     out: Path,
+    index: Kind = "Exact",
+    overrides: Overrides = (),
+    threads: int = 1,
     show: str | None = None,
     items: Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)] = (),
     licence: str | None = None,
@@ -296,6 +301,12 @@ def export(
         Folder that train wrote.
     out
         Folder of the bundle. It holds what is known of all queries: keep it as private as the log.
+    index
+        How items are found: Exact looks at all, IVFSQ8 is for millions, HNSW is quick and large, IVFPQ small.
+    overrides
+        A setting of the index to change, such as nlist=4096; as often as you like.
+    threads
+        Threads to build the index with.
     show
         Columns of the item files for titles and filters, such as title,section; all with one value a row, without it.
     items
@@ -310,7 +321,17 @@ def export(
     from .training import export
 
     columns = None if show is None else [name.strip() for name in show.split(",") if name.strip()]
-    done = export(model, out, show=columns, items=items or None, licence=licence, overwrite=overwrite)
+    settings = _index_settings(index, overrides)
+    done = export(
+        model,
+        out,
+        index=settings,
+        threads=threads,
+        show=columns,
+        items=items or None,
+        licence=licence,
+        overwrite=overwrite,
+    )
     print(json.dumps(dataclasses.asdict(done), default=str) if as_json else done.render())
 
 
@@ -511,6 +532,191 @@ def _share(text: str) -> tuple[str, float]:
         return arm, float(share if equals and arm else "")
     except ValueError as error:
         raise ConfigError(f"--share: found {text!r}, expected an arm and its share, such as control=0.5") from error
+
+
+@app.command(sort_key=15)
+def serve(
+    bundle: Path | None = None,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    workers: int = 1,
+    token_file: Path | None = None,
+    state: Path | None = None,
+    watch: bool = False,
+    arm: Repeated = (),
+    experiment: str = "experiment",
+    exposures: Path | None = None,
+    access_log: Path | None = None,
+    max_k: int = 1_000,
+    max_batch: int = 256,
+    max_body: int = 1 << 20,
+) -> None:
+    """Answer over HTTP from a bundle, until interrupted: recommend, similar, embed, items that come and go.
+
+    Parameters
+    ----------
+    bundle
+        Folder that export wrote, or a folder of such folders, of which the last by name is served.
+    host
+        Address to listen at. Beyond this machine nothing can be changed without tokens.
+    port
+        Port to listen at; 0 takes a free one.
+    workers
+        Processes that answer, which share the files of the bundle in memory.
+    token_file
+        File of tokens that callers need, one a line; after the word read, one that can't change anything.
+    state
+        Folder to keep changes of items in; without it they are refused.
+    watch
+        Serve a new version that appears beside the bundle, without a stop.
+    arm
+        An arm of an experiment as NAME=BUNDLE:SHARE instead of one bundle, as often as there are.
+    experiment
+        Its name, on which the assignment of users depends.
+    exposures
+        Folder for the log of what its arms showed.
+    access_log
+        File to append a line a request to.
+    max_k
+        Most items of an answer.
+    max_batch
+        Most queries, or items, of a request.
+    max_body
+        Most bytes of a request.
+    """
+    from .service import Arm, Limits, Settings
+    from .service import serve as answer
+
+    answer(
+        Settings(
+            bundle=bundle,
+            host=host,
+            port=port,
+            workers=workers,
+            token_file=token_file,
+            state=state,
+            watch=watch,
+            arms=[Arm.parse(text) for text in arm],
+            experiment=experiment,
+            exposures=exposures,
+            access_log=access_log,
+            limits=Limits(k=max_k, batch=max_batch, body_bytes=max_body),
+        )
+    )
+
+
+# ---------------------------------------------------------------- index
+
+index = App(
+    name="index",
+    help="Build an index of a trained model's items, or see what each kind finds and costs.",
+    sort_key=12,
+    default_parameter=Parameter(negative=()),
+)
+app.command(index)
+
+
+@index.command(name="build", sort_key=1)
+def index_build(
+    model: Path,
+    /,
+    *,
+    kind: Kind = "IVFSQ8",
+    overrides: Overrides = (),
+    target_recall: float | None = None,
+    k: int = 100,
+    out: Path | None = None,
+    threads: int = 1,
+    seed: int = 0,
+) -> None:
+    """Build an index of a model's items.
+
+    Parameters
+    ----------
+    model
+        Folder that train wrote.
+    kind
+        How items are laid out: Exact looks at all, IVFSQ8 is for millions, HNSW is quick and large, IVFPQ small.
+    overrides
+        A setting of the kind to change, such as nlist=4096; as often as you like.
+    target_recall
+        Share of the k best items to find, such as 0.95; the cheapest settings that do are found on held-out queries.
+    k
+        How many best items the target is about.
+    out
+        Folder for the index; the folder index in the model's, if not given.
+    threads
+        Threads to build with.
+    seed
+        Of what is drawn when it is built.
+    """
+    from .training import build_index
+
+    settings = _index_settings(kind, overrides)
+    built = build_index(model, settings, target_recall=target_recall, k=k, out=out, threads=threads, seed=seed)
+    print(built.render())
+
+
+@index.command(name="report", sort_key=2)
+def index_report(
+    model: Path,
+    /,
+    *,
+    kind: Annotated[tuple[Kind, ...], Parameter(consume_multiple=True, show_default=False)] = (),
+    target_recall: float = 0.95,
+    k: int = 100,
+    filter_share: float = 0.1,
+    threads: int = 1,
+    seed: int = 0,
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    plot: Path | None = None,
+) -> None:
+    """Measure what each kind of index finds of the best items, how quickly, and what it costs.
+
+    Parameters
+    ----------
+    model
+        Folder that train wrote.
+    kind
+        Kinds to measure; all, if none is given.
+    target_recall
+        Share of the k best items that each kind is tuned for, on half of the held-out queries.
+    k
+        How many best items.
+    filter_share
+        Share of the items that filters leave.
+    threads
+        Threads to build with; searches are measured on one.
+    seed
+        Of what is drawn.
+    json_file
+        File to write the numbers to, as JSON.
+    plot
+        File to write a picture to, such as index.png.
+    """
+    for path in (json_file, plot):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ArtifactError(f"{path}: there is no folder {path.absolute().parent}: make it first")
+    from .index.report import USUAL
+    from .training import report_index
+
+    kinds = tuple(_index_settings(one, ()) for one in kind) or USUAL
+    found = report_index(
+        model, kinds, target_recall=target_recall, k=k, filter_share=filter_share, threads=threads, seed=seed
+    )
+    print(found.render())
+    if json_file is not None:
+        _write(json_file, found.to_json() + "\n")
+    if plot is not None and not found.plot(plot):
+        print("no plot, as matplotlib is not installed: pip install 'twotower[plots]'")
+
+
+def _index_settings(kind: str, overrides: Sequence[str]) -> IndexSettings:
+    from .index.kinds import decode
+
+    return decode(kind, overrides)
 
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, from glibc's malloc.h

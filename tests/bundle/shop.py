@@ -29,7 +29,7 @@ from twotower.schema import (
 from twotower.towers import Tower, TwoTower
 from twotower.training import train
 
-USERS, ITEMS, EVENTS = 60, 80, 900
+USERS, ITEMS, EVENTS = 60, 300, 900
 WORDS = ["red", "blue", "shirt", "shoe", "warm", "light", "wool", "silk"]
 
 SCHEMA = Schema(

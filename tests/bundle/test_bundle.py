@@ -20,8 +20,8 @@ from tests.bundle import shop
 from twotower import cli
 from twotower.bundle import Bundle, Recommendation
 from twotower.bundle.bundle import BUNDLE
-from twotower.bundle.search import Found, Search
 from twotower.errors import ArtifactError, DataError
+from twotower.index import IVFSQ8, Found, Index
 from twotower.schema import Id, Interactions, Life, Schema, Text
 from twotower.towers import Graph, TwoTower
 from twotower.training import Retriever, export, forget, recommend, similar, update
@@ -173,7 +173,7 @@ def test_excluded_items_make_room_for_others(bundle: Bundle) -> None:
 
 
 def test_filters_leave_as_many_as_there_are(bundle: Bundle) -> None:
-    everything = bundle.recommend({"user": "u1"}, k=100, filter_seen=False)
+    everything = bundle.recommend({"user": "u1"}, k=1000, filter_seen=False)
     shown = dict(zip([r.item for r in everything], bundle.shown([r.item for r in everything]), strict=True))
     for where, holds in (
         ({"kind": "k2"}, lambda a: a["kind"] == "k2"),
@@ -184,7 +184,7 @@ def test_filters_leave_as_many_as_there_are(bundle: Bundle) -> None:
         ({"kind": "none such"}, lambda a: False),
     ):  # fmt: skip
         want = [r for r in everything if holds(shown[r.item])]
-        same(bundle.recommend({"user": "u1"}, k=100, filter_seen=False, where=where), want)  # type: ignore[arg-type]
+        same(bundle.recommend({"user": "u1"}, k=1000, filter_seen=False, where=where), want)  # type: ignore[arg-type]
         same(bundle.recommend({"user": "u1"}, k=3, filter_seen=False, where=where), want[:3])  # type: ignore[arg-type]
 
 
@@ -223,6 +223,24 @@ def test_columns_to_show_are_chosen(model: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"items: there is no column 'titel' to show, but .* did you mean 'title'"):
         export(model, tmp_path / "wrong", show=["titel"])
     assert not (tmp_path / "wrong").exists()
+
+
+# ---------------------------------------------------------------- other indexes
+
+
+def test_an_approximate_index_says_what_it_finds(model: Path, tmp_path: Path, bundle: Bundle) -> None:
+    """One of seven lists holds some of the best items; with all of them nothing is missed."""
+    pytest.importorskip("faiss")
+    few = export(model, tmp_path / "few", index=IVFSQ8(nlist=7, nprobe=1))
+    assert 0.2 < few.recall < 0.98
+    assert few.index == "IVFSQ8"
+    assert "IVFSQ8 finds 0." in few.render()
+    everything = export(model, tmp_path / "all", index=IVFSQ8(nlist=7, nprobe=7, k_factor=4))
+    assert everything.recall > 0.99
+    opened = Bundle.open(tmp_path / "all", verify=True)
+    assert opened.index.settings == IVFSQ8(nlist=7, nprobe=7, k_factor=4)
+    same(opened.recommend({"user": "u1"}, k=5), bundle.recommend({"user": "u1"}, k=5))
+    assert len(opened.recommend({"user": "u1"}, k=1000)) == shop.ITEMS - len(opened.seen("u1"))
 
 
 # ---------------------------------------------------------------- other models
@@ -307,7 +325,8 @@ def test_a_search_without_ids_of_queries(tmp_path: Path) -> None:
 def test_torch_is_not_needed_to_answer(folder: Path) -> None:
     code = (
         f"import sys; from twotower.bundle import Bundle; b = Bundle.open({str(folder)!r}, verify=True);"
-        "b.recommend({'user': 'u1'}, where={'kind': 'k1'}); b.encode_items([{'kind': 'k1'}]); b.similar('i1');"
+        "b.warm(); b.recommend({'user': 'u1'}, where={'kind': 'k1'}); b.encode_items([{'kind': 'k1'}]);"
+        "b.similar('i1');"
         "print([n for n in ('torch', 'onnx') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -443,18 +462,18 @@ def test_towers_that_differ_are_not_published(
 
 def test_a_search_that_differs_is_not_published(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores a little off, and the right scores of the wrong items: the second best instead of the best."""
-    search = Search.search
+    search = Index.search
 
-    def off(self: Search, query_BD: NDArray[np.float32], k: int) -> Found:
-        found = search(self, query_BD, k)
-        return Found(found.row_Bk, found.score_Bk + np.float32(1e-4))
+    def off(self: Index, query_BD: NDArray[np.float32], k: int, *, exact: bool = False) -> Found:
+        found = search(self, query_BD, k, exact=exact)
+        return Found(row_Bk=found.row_Bk, score_Bk=found.score_Bk + np.float32(1e-4))
 
-    def second(self: Search, query_BD: NDArray[np.float32], k: int) -> Found:
-        found = search(self, query_BD, k + 1)
-        return Found(found.row_Bk[:, 1:], found.score_Bk[:, 1:])
+    def second(self: Index, query_BD: NDArray[np.float32], k: int, *, exact: bool = False) -> Found:
+        found = search(self, query_BD, k + 1, exact=exact)
+        return Found(row_Bk=found.row_Bk[:, 1:], score_Bk=found.score_Bk[:, 1:])
 
     for wrong in (off, second):
-        monkeypatch.setattr(Search, "search", wrong)
+        monkeypatch.setattr(Index, "search", wrong)
         with pytest.raises(ArtifactError, match="the bundle's search gives other scores than PyTorch"):
             export(model, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []

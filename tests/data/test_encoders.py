@@ -639,6 +639,26 @@ def test_live_rows_are_encoded_as_chunks_are() -> None:
     assert encoders.columns("context") == (*EVERY_COLUMN, "history")
 
 
+def test_a_feature_of_which_no_row_says_anything() -> None:
+    """It is encoded by itself, and is what it is beside rows that say something of it."""
+    encoders = every_kind()
+    full = {name: values[1] for name, values in EVERY_COLUMN.items()} | {"history": ["i1"]}
+    beside, alone = encoders.encode_rows("context", [full, {}, {}]), encoders.encode_rows("context", [{}, {}])
+    assert list(beside) == list(alone)
+    for name, column in beside.items():
+        found = alone[name]
+        if isinstance(column, RaggedArray):
+            assert isinstance(found, RaggedArray)
+            assert found.offset.tolist() == [0, 0, 0]
+            assert column.offset[1:].tolist() == [column.offset[1]] * 3
+            assert (found.value.dtype, found.weight is None) == (column.value.dtype, column.weight is None)
+        else:
+            assert isinstance(found, np.ndarray)
+            assert found.tolist() == column[1:].tolist()
+            assert found.dtype == column.dtype
+    assert {len(column) for column in encoders.encode_rows("context", []).values()} == {0}
+
+
 def test_a_chunk_may_be_empty() -> None:
     encoders = every_kind()
     for table in (pa.table(EVERY_COLUMN).slice(0, 0), pa.table({name: pa.nulls(0) for name in EVERY_COLUMN})):

@@ -75,6 +75,8 @@ def test_the_hash_of_a_slice_and_of_missing_values() -> None:
     assert hash64(values.slice(1, 4)).tolist() == [0, *map(naive_hash, ["", "abcdefgh", "abcdefghi"])]
     assert hash64(values.slice(0, 0)).tolist() == []
     assert hash64(texts([None, None])).tolist() == [0, 0]
+    many = texts([None, *["", "abcdefgh", "abcdefghi", None] * 5])  # few are hashed one by one
+    assert hash64(many.slice(1, 20)).tolist() == [*map(naive_hash, ["", "abcdefgh", "abcdefghi"]), 0] * 5
 
 
 def test_texts_of_zeros_differ_by_their_length() -> None:

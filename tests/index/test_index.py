@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.index.oracle import clustered, naive, whole_numbers
 from twotower.errors import ArtifactError, ConfigError, DataError
 from twotower.index import HNSW, IVFPQ, IVFSQ8, KINDS, LSH, Exact, Found, Index, IndexSettings
+from twotower.index.structures import Structure
 
 pytest.importorskip("faiss")
 
@@ -82,6 +83,7 @@ def test_filters_never_leave_fewer_than_there_are(
     kind: IndexSettings, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("twotower.index.index.EXACT_BELOW", 5)  # so that a structure is asked at all
+    monkeypatch.setattr(Structure, "is_worth_it", lambda *_: True)
     rng = np.random.default_rng(0)
     vector_MD, query_BD = clustered(rng, 3_000, WIDTH), clustered(rng, 20, WIDTH)
     allowed = vector_MD[:, 0] <= np.quantile(vector_MD[:, 0], share)  # not where most queries look
@@ -262,9 +264,9 @@ def test_settings_of_the_search_change_without_building() -> None:
     assert recall(index.search(query_BD, 20), truth) < 0.8
     assert recall(wider.search(query_BD, 20), truth) > 0.99
     assert (index.most, Index.build(vector_MD).most) == (64, 1)
-    with pytest.raises(ConfigError, match="only nprobe, k_factor may differ"):
+    with pytest.raises(ConfigError, match="only nprobe, k_factor, filter_factor may differ"):
         index.look(IVFSQ8(nlist=32))
-    with pytest.raises(ConfigError, match="only nprobe, k_factor may differ"):
+    with pytest.raises(ConfigError, match="only nprobe, k_factor, filter_factor may differ"):
         index.look(HNSW())
 
 

@@ -32,10 +32,10 @@ from ..data.raw_queries import RawQueries, RawQuery
 from ..data.store import decode_schema
 from ..data.vocabulary import Vocabulary
 from ..errors import ArtifactError, DataError
+from ..index import Found, Index
 from ..schema import Schema
 from .attributes import Where, open_attributes, rows_where
 from .recommending import Lists, Recommendation, check_k, item_row, known_queries, recommendations, save_recommendations
-from .search import Found, Search
 from .served_tower import ServedTower
 
 _AGAIN = "export the model again (twotower export)"
@@ -47,8 +47,6 @@ ITEMS, QUERIES = "items.arrow", "queries.arrow"
 
 CHUNK = 1024
 """Queries answered at a time where all are."""
-_LEAVE_OUT = 1024
-"""Up to so many items that a query must not get are found and left out; more are not searched."""
 
 _NOTHING = np.zeros(0, np.int64)
 
@@ -68,7 +66,7 @@ class Bundle:
     """Raw query id <-> row; None where queries have no ids."""
     vectors: NDArray[np.float32]
     """[M, D] by row, of items that are not live too."""
-    index: Search
+    index: Index
     """Finds the live items."""
     raw_queries: RawQueries
     """How raw queries become what the query tower reads."""
@@ -102,6 +100,15 @@ class Bundle:
     def fingerprint(self) -> str:
         """Eight hexadecimal digits that tell bundles of other content apart."""
         return BUNDLE.fingerprint(self.manifest)
+
+    def warm(self) -> None:
+        """Read and make what the first answers need, a second for a million items: look-ups of ids, the towers."""
+        for vocabulary in (self.items, self.queries, *self.encoders.vocabularies.values()):
+            if isinstance(vocabulary, Vocabulary):
+                vocabulary.own_rows(pa.array([""]))
+        nothing = {**self.encoders.encode_rows("query", [{}]), **self.encoders.encode_rows("context", [{}])}
+        self._search(self.query_tower(nothing, 1), 1, [_NOTHING], None)
+        self.encode_items([{}])
 
     @cached_property
     def item_tower(self) -> ServedTower:
@@ -237,20 +244,10 @@ class Bundle:
         excluded: Sequence[NDArray[np.int64]],
         allowed: NDArray[np.bool_] | None,
     ) -> Found:
-        """[B, k] the best, less what each query must not get: so many more are looked for that k are left."""
-        k = min(k, self.index.n)
-        most = max((len(rows) for rows in excluded), default=0)
-        if len(query_BD) == 1 and most > _LEAVE_OUT:
-            allowed = np.ones(len(self.vectors), bool) if allowed is None else allowed
-            allowed[excluded[0]], most = False, 0
-        found = self.index.search(query_BD, min(k + most, self.index.n), allowed=allowed)
-        if not most:
-            return found
-        row_Bk, score_Bk = np.full((len(query_BD), k), -1, np.int64), np.full((len(query_BD), k), -np.inf, np.float32)
-        for at, rows in enumerate(excluded):
-            kept = np.flatnonzero((found.row_Bk[at] >= 0) & ~np.isin(found.row_Bk[at], rows))[:k]
-            row_Bk[at, : len(kept)], score_Bk[at, : len(kept)] = found.row_Bk[at, kept], found.score_Bk[at, kept]
-        return Found(row_Bk, score_Bk)
+        """[B, k] the best, less what each query must not get."""
+        most = min(k, len(self.vectors))
+        lists = excluded if any(len(rows) for rows in excluded) else None
+        return self.index.search(query_BD, most, allowed=allowed, excluded=lists)
 
 
 def _opened(folder: Path, manifest: Tree) -> Bundle:
@@ -275,7 +272,7 @@ def _opened(folder: Path, manifest: Tree) -> Bundle:
         items=items,
         queries=queries,
         vectors=vectors,
-        index=Search.open(folder / INDEX, vectors),
+        index=Index.open(folder / INDEX, vector_MD=vectors),
         raw_queries=RawQueries(
             schema,
             encoders,

@@ -14,11 +14,11 @@ from ..data.column_files import ArrayFile, ColumnsWriter, Tree
 from ..data.columns import Column, RaggedArray
 from ..data.raw_queries import last_of_each
 from ..data.store import Store, encode_schema
+from ..index import Index
 from ..schema import History, Id, table_of
 from ..towers import TwoTower
 from .attributes import save_attributes
 from .bundle import ATTRIBUTES, BUNDLE, ENCODERS, INDEX, ITEMS, QUERIES, VECTORS
-from .search import Search
 from .towers_as_onnx import write_towers
 
 
@@ -28,8 +28,8 @@ class Content:
 
     vector_MD: NDArray[np.float32]
     """Vectors of the catalogue, as they are served."""
-    live: NDArray[np.int64]
-    """Rows of the items that may be recommended, rising."""
+    index: Index
+    """Of those of the items that may be recommended."""
     seen: RaggedArray
     """[n_queries] items of each query's events, and itself where queries are items."""
     recent: RaggedArray
@@ -48,7 +48,7 @@ def write_bundle(folder: Path, store: Store, towers: TwoTower, content: Content)
     if store.query_vocabulary is not None:
         store.query_vocabulary.save(folder / QUERIES)
     vectors = _array(folder / VECTORS, content.vector_MD)
-    Search(content.vector_MD, content.live).save(folder / INDEX)
+    content.index.save(folder / INDEX, vectors=False)
     if content.attributes is not None:
         save_attributes(content.attributes, folder / ATTRIBUTES)
     histories = [(name, f) for name, f in store.schema.context.items() if isinstance(f, History)]
@@ -68,7 +68,7 @@ def write_bundle(folder: Path, store: Store, towers: TwoTower, content: Content)
             "score": "cosine" if towers.normalise and towers.serve != "dot" else "dot",
             "counts": {
                 "items": store.item_vocabulary.n_values,
-                "live": len(content.live),
+                "live": content.index.n,
                 "queries": None if store.query_vocabulary is None else store.query_vocabulary.n_values,
             },
             "arrays": {

@@ -6,6 +6,8 @@ numpy in, numpy out; torch is not needed. ``Exact`` needs nothing else either, t
 
 from .index import Found, Index
 from .kinds import HNSW, IVFPQ, IVFSQ8, KINDS, LSH, Exact, IndexSettings
+from .report import IndexReport, report
+from .tuning import Tuned, recall_of, tune
 
 __all__ = [
     "HNSW",
@@ -16,5 +18,10 @@ __all__ = [
     "Exact",
     "Found",
     "Index",
+    "IndexReport",
     "IndexSettings",
+    "Tuned",
+    "recall_of",
+    "report",
+    "tune",
 ]

@@ -1,8 +1,9 @@
 """Exact search by inner product, in tiles: no matrix of all queries and items, no thread, no library but numpy.
 
-A tile of scores is narrowed down by the best of every 64 columns: only groups whose best can still enter the list are
-looked into, which after the first tiles is next to none. What is kept is one int64 a candidate, the score's bits in
-order above and the row below, so that the order is total: greater score first, then lower row, whatever the tiles.
+A tile of scores is narrowed down by the best of every 64 columns, then of every 8: only groups whose best can still
+enter the list are looked into, which after the first tiles is next to none. What is kept is one int64 a candidate, the
+score's bits in order above and the row below, so that the order is total: greater score first, then lower row, whatever
+the tiles.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ LAST_ROW = 2**31 - 1
 NOTHING = np.iinfo(np.int64).min
 """The key of no candidate; below all others."""
 
-_GROUP = 64
-_QUERIES = 128
+_PARTS = 8
+_GROUP = _PARTS * _PARTS
+"""Columns of a group, and of the groups inside it."""
+_QUERIES = 256
 _SCORES = 2**20
-"""Queries and scores of a tile, at most: 4 MiB, which stay in a core's share of the cache."""
+"""Queries of a tile, and scores unless it would be narrower than ``_LEAST_WIDE``: what stays in a core's share of
+the cache."""
 _LEAST_WIDE, _MOST_WIDE = 8_192, 2**17
 _SPARSE = 16
 """From one column in so many on, columns are left out by adding -inf to all instead of one by one."""
@@ -124,6 +128,12 @@ def _leave_out(score_qC: NDArray[np.float32], allowed_c: Mask) -> None:
         score_qC[:, : len(allowed_c)] += np.where(allowed_c, np.float32(0), np.float32(-np.inf))
 
 
+def _best_of_parts(score_qC: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[q, C / 8] the best of every 8 columns that lie C / 8 apart."""
+    best: NDArray[np.float32] = score_qC.reshape(len(score_qC), _PARTS, -1).max(1)
+    return best
+
+
 class _Pairs:
     """Which query must not find which position, by position."""
 
@@ -148,26 +158,34 @@ class _Best:
 
     def __init__(self, n_queries: int, keep: int) -> None:
         self.keep = keep
-        self._key_qL = np.full((n_queries, 4 * keep), NOTHING, np.int64)
+        self._key_qL = np.full((n_queries, 3 * keep), NOTHING, np.int64)
         self._filled_q = np.zeros(n_queries, np.int64)
         self._floor_q = np.full(n_queries, -np.inf, np.float32)
         """What a candidate must reach: at least ``keep`` have it."""
 
     def add(self, score_qC: NDArray[np.float32], first: int) -> None:
         """Take in a tile whose first column is at position ``first``."""
-        n_queries, columns = score_qC.shape
-        n_groups = columns // _GROUP  # a group is every n_groups-th column: the best of all groups at once, quickly
-        best_qG = score_qC.reshape(n_queries, _GROUP, n_groups).max(1)
-        if first == 0 and n_groups >= self.keep:  # as many groups have a column with this score
-            self._floor_q = np.partition(best_qG, n_groups - self.keep, axis=1)[:, n_groups - self.keep]
-        query_g, group_g = np.nonzero((best_qG >= self._floor_q[:, None]) & (best_qG > -np.inf))
-        if len(query_g) == 0:
+        # Groups are of every n-th column: the best of all groups at once is a few passes over whole rows.
+        best_qn = _best_of_parts(score_qC)
+        best_qN = _best_of_parts(best_qn)
+        if first == 0 and best_qn.shape[1] >= self.keep:  # as many groups have a column with this score
+            place = best_qn.shape[1] - self.keep
+            self._floor_q = np.partition(best_qn, place, axis=1)[:, place]
+        query_e, group_e = np.nonzero((best_qN >= self._floor_q[:, None]) & (best_qN > -np.inf))
+        if len(query_e) == 0:
             return
-        column_gw = group_g[:, None] + n_groups * np.arange(_GROUP)
-        score_gw = score_qC[query_g[:, None], column_gw]
-        kept_gw = (score_gw >= self._floor_q[query_g, None]) & (score_gw > -np.inf)
-        query_e = np.broadcast_to(query_g[:, None], kept_gw.shape)[kept_gw]
-        self._put(query_e, keys_of(score_gw[kept_gw], first + column_gw[kept_gw]))
+        query_e, group_e, _ = self._inside(best_qn, query_e, group_e)
+        query_e, column_e, score_e = self._inside(score_qC, query_e, group_e)
+        self._put(query_e, keys_of(score_e, first + column_e))
+
+    def _inside(
+        self, score_qc: NDArray[np.float32], query_e: Rows, group_e: Rows
+    ) -> tuple[Rows, Rows, NDArray[np.float32]]:
+        """(query, column, score) of the columns inside the groups that may be among the best, ordered by query."""
+        column_ep = group_e[:, None] + score_qc.shape[1] // _PARTS * np.arange(_PARTS)
+        score_ep = score_qc[query_e[:, None], column_ep]
+        kept_ep = (score_ep >= self._floor_q[query_e, None]) & (score_ep > -np.inf)
+        return query_e[np.nonzero(kept_ep)[0]], column_ep[kept_ep], score_ep[kept_ep]
 
     def _put(self, query_e: Rows, key_e: Keys) -> None:
         """Add candidates, ordered by query."""
@@ -182,11 +200,13 @@ class _Best:
     def _compact(self, room: int) -> None:
         """Forget what can't be among the best, and make room beside them."""
         best_qk = np.partition(self._key_qL, self._key_qL.shape[1] - self.keep, axis=1)[:, -self.keep :]
-        self._key_qL = np.full((len(best_qk), self.keep + max(room, 3 * self.keep)), NOTHING, np.int64)
+        least_q = best_qk.min(1)
+        self._floor_q = np.maximum(self._floor_q, scores_of(least_q))
         self._filled_q = np.minimum(self._filled_q, self.keep)
-        # The best are at the end of best_qk only as a set; those that are there come first in the buffer.
-        self._key_qL[:, : self.keep] = np.sort(best_qk, axis=1)[:, ::-1]
-        self._floor_q = np.maximum(self._floor_q, scores_of(self._key_qL[:, self.keep - 1]))
+        self._key_qL = np.full((len(best_qk), self.keep + max(room, 2 * self.keep)), NOTHING, np.int64)
+        if (least_q == NOTHING).any():  # those that are there come first
+            best_qk = np.sort(best_qk, axis=1)[:, ::-1]
+        self._key_qL[:, : self.keep] = best_qk
 
     def finish(self) -> Keys:
         """[q, keep] keys, best first."""

@@ -21,9 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArtifactError, ConfigError, TwoTowerError
-from ..settings import Codec
 from .exact import Vectors
-from .kinds import IndexSettings
+from .kinds import CODEC, IndexSettings
 from .structures import Structure
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ _ARRAYS = {
     "delta-rows.bin": np.dtype("<i8"),
     "delta-vectors.bin": np.dtype("<f4"),
 }
-_codec = Codec(IndexSettings)
 
 
 def write(index: Index, content: Content, folder: Path, *, vectors: bool) -> None:
@@ -70,7 +68,7 @@ def write(index: Index, content: Content, folder: Path, *, vectors: bool) -> Non
         manifest = {
             "format": FORMAT,
             "version": VERSION,
-            "settings": _codec.encode(IndexSettings, index.settings),
+            "settings": CODEC.encode(IndexSettings, index.settings),
             "seed": index.seed,
             "metric": "inner product",
             "n": index.n,
@@ -96,7 +94,7 @@ def read(folder: Path, *, mmap: bool, verify: bool, vector_MD: Vectors | None) -
 
     manifest = _manifest(folder)
     try:
-        settings: IndexSettings = _codec.decode(IndexSettings, manifest["settings"], "settings")
+        settings: IndexSettings = CODEC.decode(IndexSettings, manifest["settings"], "settings")
         _check_files(folder, manifest["files"], verify=verify)
         arrays = {name: _array(folder / name, shape, mmap=mmap) for name, shape in manifest["shapes"].items()}
         expected = tuple(manifest["vector_shape"])
@@ -112,8 +110,9 @@ def read(folder: Path, *, mmap: bool, verify: bool, vector_MD: Vectors | None) -
                 f"{expected}: the index belongs to others"
             )
         content = Content(
-            vector_MD=vector_MD,
+            vector_MD=np.asarray(vector_MD),
             live_M=np.array(arrays["live.bin"]),
+            n_live=int(np.count_nonzero(arrays["live.bin"])),
             structure=structure,
             structure_row_n=arrays.get("rows.bin"),
             n_built=int(manifest["n_built"]),

@@ -20,7 +20,7 @@ from .structures import Approximate, Structure
 
 EXACT_BELOW = 20_000
 """Under a filter that leaves at most so many items, all of them are looked at: a millisecond, and nothing is missed."""
-_GATHER = 8
+_GATHER = 4
 """Where a filter leaves less than one item in so many, these are copied together before they are multiplied."""
 _NUMBERS = 2**22
 """Numbers of proposed vectors that are multiplied at a time."""
@@ -44,6 +44,8 @@ class Content:
     """Vectors of the base by catalogue row, perhaps a mapped file; rows that are not in it may hold anything."""
     live_M: Mask
     """Rows that are served from the base: in it, and neither deleted nor changed since."""
+    n_live: int
+    """How many these are: to count them takes as long as a search."""
     structure: Structure | None
     """What proposes rows of the base; None: all are looked at."""
     structure_row_n: Rows | None
@@ -67,6 +69,7 @@ class Content:
         return replace(
             self,
             live_M=live_M,
+            n_live=int(np.count_nonzero(live_M)),
             delta_row_d=self.delta_row_d[stays_d],
             delta_vector_dD=self.delta_vector_dD[stays_d],
         )
@@ -186,7 +189,7 @@ class Index:
     def n(self) -> int:
         """Items that can be found."""
         content = self._content
-        return int(content.live_M.sum()) + len(content.delta_row_d)
+        return content.n_live + len(content.delta_row_d)
 
     @property
     def n_rows(self) -> int:
@@ -197,7 +200,7 @@ class Index:
     def stale_share(self) -> float:
         """Changes since it was built, as a share of what was built; beyond a tenth, ``compact`` pays."""
         content = self._content
-        gone = content.n_built - int(content.live_M.sum())
+        gone = content.n_built - content.n_live
         return (gone + len(content.delta_row_d)) / max(content.n_built, 1)
 
     @property
@@ -217,7 +220,7 @@ class Index:
         return base + rows + content.live_M.nbytes + content.delta_row_d.nbytes + content.delta_vector_dD.nbytes
 
     def look(self, settings: IndexSettings) -> Index:
-        """The same index searched with other settings, which may differ in ``nprobe``, ``ef_search`` and ``k_factor``.
+        """The same index searched with other settings, which may differ in ``SEARCH_SETTINGS``.
 
         What it holds is shared until one of both is changed.
 
@@ -241,12 +244,13 @@ class Index:
         *,
         allowed: Mask | None = None,
         excluded: Sequence[Rows] | None = None,
+        exact: bool = False,
     ) -> Found:
         """The k items with the greatest inner product with each query.
 
         ``allowed`` says which rows may be found (rows beyond its end may not); ``excluded`` holds rows that a query
         must not find, an array a query. k items come back wherever there are k: where an approximate search finds
-        fewer, all items are looked at.
+        fewer, all items are looked at, as they are with ``exact``.
 
         Raises:
             DataError: queries of another width or not finite, a mask that is none, not one array a query.
@@ -259,7 +263,7 @@ class Index:
             allowed = _mask(allowed, content.n_rows)
         if excluded is not None and len(excluded) != len(query_BD):
             raise DataError(f"excluded: found {len(excluded)} arrays, expected one for each of {len(query_BD)} queries")
-        key_Bk = self._search_base(content, query_BD, k, allowed, excluded)
+        key_Bk = self._search_base(content, query_BD, k, allowed, excluded, exact)
         if len(content.delta_row_d):
             delta_Bk = nearest(
                 query_BD,
@@ -273,14 +277,27 @@ class Index:
         return Found(row_Bk=rows_of(key_Bk), score_Bk=scores_of(key_Bk))
 
     def _search_base(
-        self, content: Content, query_BD: Vectors, k: int, allowed: Mask | None, excluded: Sequence[Rows] | None
+        self,
+        content: Content,
+        query_BD: Vectors,
+        k: int,
+        allowed: Mask | None,
+        excluded: Sequence[Rows] | None,
+        exact: bool,
     ) -> Keys:
         """[B, k] keys of what the base finds."""
-        wanted_M = content.live_M if allowed is None else content.live_M & allowed[: len(content.live_M)]
-        n_wanted = int(np.count_nonzero(wanted_M))
-        if content.structure is None or n_wanted <= (EXACT_BELOW if allowed is not None else k):
-            return _nearest_of(content, query_BD, k, wanted_M, n_wanted, excluded)
+        wanted_M, n_wanted = content.live_M, content.n_live
+        if allowed is not None:
+            wanted_M = wanted_M & allowed[: len(wanted_M)]
+            n_wanted = int(np.count_nonzero(wanted_M))
         settings = cast(Approximate, self._settings)
+        if (
+            exact
+            or content.structure is None
+            or n_wanted <= (EXACT_BELOW if allowed is not None else k)
+            or (allowed is not None and not content.structure.is_worth_it(n_wanted, k, settings))
+        ):
+            return _nearest_of(content, query_BD, k, wanted_M, n_wanted, excluded)
         row_n = content.structure_row_n
         everything = n_wanted == content.structure.n
         wanted_n = None if everything else wanted_M if row_n is None else wanted_M[row_n]
@@ -359,8 +376,9 @@ def _content(vector_MD: Vectors, live_M: Mask, settings: IndexSettings, threads:
         base_nD = vector_MD if row_n is None else vector_MD[row_n]
         structure = structures.build(base_nD, settings, threads=threads, seed=seed)
     return Content(
-        vector_MD=vector_MD,
+        vector_MD=np.asarray(vector_MD),  # of a mapped file, the plain array on it: quicker to slice
         live_M=live_M,
+        n_live=n,
         structure=structure,
         structure_row_n=None if structure is None else row_n,
         n_built=n,
@@ -375,7 +393,7 @@ def _nearest_of(
     """Exact search of the base among the wanted rows."""
     if n_wanted * _GATHER < len(wanted_M):
         row_n = np.flatnonzero(wanted_M)
-        return nearest(query_BD, content.vector_MD[row_n], k, row_n=row_n, excluded=excluded)
+        return nearest(query_BD, np.take(content.vector_MD, row_n, axis=0), k, row_n=row_n, excluded=excluded)
     return nearest(
         query_BD,
         content.vector_MD,
@@ -392,7 +410,7 @@ def _ranked(vector_MD: Vectors, query_BD: Vectors, row_Bn: Rows, k: int, exclude
     for start in range(0, len(query_BD), at_once):
         stop = start + at_once
         row_bn, query_bD = row_Bn[start:stop], query_BD[start:stop]
-        score_bn = np.matmul(vector_MD[np.maximum(row_bn, 0)], query_bD[:, :, None])[:, :, 0]
+        score_bn = np.matmul(np.take(vector_MD, np.maximum(row_bn, 0), axis=0), query_bD[:, :, None])[:, :, 0]
         there_bn = row_bn >= 0
         for place, rows in enumerate(() if excluded is None else excluded[start:stop]):
             there_bn[place] &= ~np.isin(row_bn[place], rows)

@@ -1,7 +1,9 @@
 """The kinds of index and their settings: how the catalogue is laid out, and how hard a search looks.
 
 Each setting belongs to the building (``nlist``, ``m``, ``bits``, ``ef_construction``) or to the search (``nprobe``,
-``ef_search``, ``k_factor``); the latter may be changed at any time (``Index.look``) and are what ``tune`` finds.
+``ef_search``, ``k_factor``, ``filter_factor``); the latter may be changed at any time (``Index.look``) and are what
+``tune`` finds. Under a filter that leaves a share p of the items, a search looks 1 + ``filter_factor`` · (1 / p - 1)
+times as hard: the best of those left are far from the best of all.
 
 Scores are inner products in every kind, and exact: a kind other than ``Exact`` only chooses ``k_factor`` · k items
 whose vectors are then multiplied with the query's.
@@ -10,9 +12,11 @@ whose vectors are then multiplied with the query's.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import ConfigError
+from ..settings import Codec, Tree, override
 
 POINTS_PER_LIST = 40
 """Vectors that the centre of a list is learned from; Faiss asks for 39."""
@@ -36,9 +40,11 @@ class IVFSQ8:
     """None: the power of 2 nearest to 4 √n, so 4,096 for a million items and 32,768 for 67 million."""
     nprobe: int = 16
     k_factor: float = 1.5
+    filter_factor: float = 2.0
 
     def __post_init__(self) -> None:
-        _check_lists(self.nlist, self.nprobe, self.k_factor)
+        _check_lists(self.nlist, self.nprobe)
+        _check_factors(self.k_factor, self.filter_factor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +61,11 @@ class IVFPQ:
     """Bytes an item, a divisor of the width; None: half of the width, or the next smaller divisor."""
     nprobe: int = 16
     k_factor: float = 4.0
+    filter_factor: float = 2.0
 
     def __post_init__(self) -> None:
-        _check_lists(self.nlist, self.nprobe, self.k_factor)
+        _check_lists(self.nlist, self.nprobe)
+        _check_factors(self.k_factor, self.filter_factor)
         _check_least("m", self.m, 1)
 
 
@@ -75,12 +83,13 @@ class HNSW:
     ef_construction: int = 80
     ef_search: int = 64
     k_factor: float = 1.0
+    filter_factor: float = 2.0
 
     def __post_init__(self) -> None:
         _check_least("m", self.m, 2)
         _check_least("ef_construction", self.ef_construction, 1)
         _check_least("ef_search", self.ef_search, 1)
-        _check_least("k_factor", self.k_factor, 1)
+        _check_factors(self.k_factor, self.filter_factor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,18 +107,29 @@ class LSH:
     bits: int | None = None
     """None: 4 for each number of a vector."""
     k_factor: float = 16.0
+    filter_factor: float = 2.0
 
     def __post_init__(self) -> None:
         _check_least("bits", self.bits, 8)
         if self.bits is not None and self.bits % 8:
             raise ConfigError(f"bits is {self.bits}, expected a multiple of 8")
-        _check_least("k_factor", self.k_factor, 1)
+        _check_factors(self.k_factor, self.filter_factor)
 
 
 IndexSettings = Exact | IVFSQ8 | IVFPQ | HNSW | LSH
 KINDS: tuple[type[IndexSettings], ...] = (Exact, IVFSQ8, IVFPQ, HNSW, LSH)
-SEARCH_SETTINGS = ("nprobe", "ef_search", "k_factor")
+SEARCH_SETTINGS = ("nprobe", "ef_search", "k_factor", "filter_factor")
 """Those that a built index does not depend on."""
+CODEC = Codec(IndexSettings)
+
+
+def decode(kind: str, overrides: Sequence[str] = ()) -> IndexSettings:
+    """Settings by kind, with some changed, such as ``["nlist=4096"]``. Raises ConfigError where they don't fit."""
+    tree: Tree = {"kind": kind}
+    for setting in overrides:
+        tree = override(tree, setting)
+    settings: IndexSettings = CODEC.decode(IndexSettings, tree, "index")
+    return settings
 
 
 def default_nlist(n: int) -> int:
@@ -123,10 +143,14 @@ def default_m(width: int) -> int:
     return max((m for m in range(1, width // 2 + 1) if width % m == 0), default=1)
 
 
-def _check_lists(nlist: int | None, nprobe: int, k_factor: float) -> None:
+def _check_lists(nlist: int | None, nprobe: int) -> None:
     _check_least("nlist", nlist, 1)
     _check_least("nprobe", nprobe, 1)
+
+
+def _check_factors(k_factor: float, filter_factor: float) -> None:
     _check_least("k_factor", k_factor, 1)
+    _check_least("filter_factor", filter_factor, 1)
 
 
 def _check_least(name: str, value: float | None, least: int) -> None:

@@ -25,6 +25,8 @@ _ROUGHLY_EQUAL = 1e-3
 """Lengths that differ by a smaller share of the longest are taken for equal."""
 LEAST_ITEMS = 256
 """Fewer are not worth a structure, nor enough to learn the codes of one from."""
+_FETCHED = 20
+"""From one item in so many on, to fetch by differing bits takes longer than to look at all."""
 _CHUNK = 65_536
 """Vectors added at a time: they may be a mapped file."""
 
@@ -47,15 +49,14 @@ class Structure:
     ) -> Rows:
         """[B, n] positions that may be among the best, best first as it sees them; -1 where it has no more.
 
-        ``allowed_n`` says which positions may be proposed. What a share p of all is allowed is looked for 1 / p times
-        as hard: its best are the allowed ones among the best of n / p.
+        ``allowed_n`` says which positions may be proposed; the fewer they are, the harder it looks (``kinds``).
         """
-        share = 1.0 if allowed_n is None else max(float(allowed_n.mean()), 1.0 / max(len(allowed_n), 1))
+        harder = 1.0 if allowed_n is None else _harder(settings, int(np.count_nonzero(allowed_n)), self.n)
         query_BD = np.ascontiguousarray(_lengthened(query_BD, None) if self.longest else query_BD)
         with _threads(threads):
             if isinstance(settings, LSH):
-                return self._propose_by_bits(query_BD, n, share, allowed_n)
-            parameters = _search_parameters(settings, share, self.n, self.faiss_index)
+                return self._propose_by_bits(query_BD, math.ceil(n * harder), allowed_n)
+            parameters = _search_parameters(settings, harder, self.n, self.faiss_index)
             if allowed_n is not None:
                 parameters.sel = selector = _faiss().IDSelectorBitmap(np.packbits(allowed_n, bitorder="little"))
             _, position_Bn = self.faiss_index.search(query_BD, min(n, self.n), params=parameters)
@@ -64,10 +65,19 @@ class Structure:
         found: Rows = position_Bn
         return found
 
-    def _propose_by_bits(self, query_BD: Vectors, n: int, share: float, allowed_n: Mask | None) -> Rows:
+    def _propose_by_bits(self, query_BD: Vectors, n: int, allowed_n: Mask | None) -> Rows:
         """Faiss takes no selector here: more are fetched, and those that are not allowed are dropped."""
-        _, position_Bn = self.faiss_index.search(query_BD, min(math.ceil(n / share), self.n))
+        _, position_Bn = self.faiss_index.search(query_BD, min(n, self.n))
         return position_Bn if allowed_n is None else np.where(allowed_n[position_Bn], position_Bn, -1)
+
+    def is_worth_it(self, n_allowed: int, n: int, settings: Approximate) -> bool:
+        """Whether to propose n out of so many allowed positions is likely quicker than to look at all of these."""
+        harder = _harder(settings, n_allowed, self.n)
+        if isinstance(settings, LSH):
+            return n * harder * _FETCHED < self.n
+        if isinstance(settings, HNSW):
+            return settings.ef_search * harder * 2 * settings.m < n_allowed
+        return settings.nprobe * harder * 2 < int(self.faiss_index.nlist)
 
     def n_bytes(self) -> int:
         """Bytes of what it holds, as written."""
@@ -155,11 +165,16 @@ def _empty(settings: Approximate, n: int, width: int, seed: int) -> Any:
     return index
 
 
-def _search_parameters(settings: IVFSQ8 | IVFPQ | HNSW, share: float, n: int, index: Any) -> Any:
+def _harder(settings: Approximate, n_allowed: int, n: int) -> float:
+    """How many times as hard to look for the best of so many out of n."""
+    return 1 + settings.filter_factor * (n / max(n_allowed, 1) - 1)
+
+
+def _search_parameters(settings: IVFSQ8 | IVFPQ | HNSW, harder: float, n: int, index: Any) -> Any:
     faiss = _faiss()
     if isinstance(settings, HNSW):
-        return faiss.SearchParametersHNSW(efSearch=min(math.ceil(settings.ef_search / share), n))
-    return faiss.SearchParametersIVF(nprobe=min(math.ceil(settings.nprobe / share), index.nlist))
+        return faiss.SearchParametersHNSW(efSearch=min(math.ceil(settings.ef_search * harder), n))
+    return faiss.SearchParametersIVF(nprobe=min(math.ceil(settings.nprobe * harder), index.nlist))
 
 
 def _sample(vector_nD: Vectors, most: int, seed: int) -> Vectors:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import orjson
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..errors import DataError
-from ..index import Exact, Index
 from .asking import AtMost, Wish
 from .catalogue import Catalogue, text_of
 from .single_query import SingleQuery
@@ -64,7 +62,7 @@ class Engine:
     def __init__(self, bundle: Bundle, arm: str | None = None) -> None:
         self.bundle, self.arm = bundle, arm
         self.catalogue = Catalogue(bundle)
-        self.index = _index_of(bundle)
+        self.index = bundle.index.look(bundle.index.settings)  # of its own: its changes are not the bundle's
         self.single = SingleQuery(bundle)
         self._seen_offset, self._seen_value = np.asarray(bundle.seen_rows.offset), np.asarray(bundle.seen_rows.value)
         self._count()
@@ -291,13 +289,3 @@ def checked_id(item: object, at: int) -> str:
     if not text:
         raise DataError(f"item {at}: found the id {item!r}, expected text or a number")
     return text
-
-
-def _index_of(bundle: Bundle) -> Index:
-    """An index of the service's own, over the bundle's files."""
-    index: Any = bundle.index
-    if isinstance(index, Index):
-        return index.look(index.settings)
-    live_M = np.zeros(len(bundle.vectors), bool)
-    live_M[index._row_n] = True
-    return Index.build(np.asarray(bundle.vectors), Exact(), live_M=live_M)

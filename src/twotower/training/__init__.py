@@ -5,6 +5,7 @@ from .answering import recommend, recommend_all, similar
 from .days import Day, Days
 from .export import Exported, export
 from .fuzzy import FuzzyPositives, Platt, fuzzy_positives
+from .indexed import Indexed, build_index, report_index
 from .loop import Trained, evaluate, train
 from .retriever import Retriever, save_vectors
 from .tune import tune
@@ -17,6 +18,7 @@ __all__ = [
     "Exported",
     "Forgotten",
     "FuzzyPositives",
+    "Indexed",
     "Platt",
     "Recommendation",
     "Retriever",
@@ -24,6 +26,7 @@ __all__ = [
     "Trial",
     "Tuned",
     "Updated",
+    "build_index",
     "evaluate",
     "export",
     "forget",
@@ -31,6 +34,7 @@ __all__ = [
     "history",
     "recommend",
     "recommend_all",
+    "report_index",
     "save_vectors",
     "similar",
     "train",

@@ -24,6 +24,7 @@ from ..data.columns import Column, Columns, RaggedArray, taken
 from ..data.staging import Staging, check_destination
 from ..errors import ArtifactError
 from ..evaluation import top_k
+from ..index import Index, IndexSettings
 from ..records import Ragged
 from ..version import __version__
 from . import checkpoint
@@ -43,8 +44,12 @@ class Exported:
     megabytes: float
     n_items: int
     """Live ones."""
+    index: str
+    """Its kind."""
     n_queries: int
     attributes: tuple[str, ...]
+    recall: float
+    """Share of the ``20`` best items that the index finds for a sample of queries."""
     difference: float
     """Largest of a number in a sample of vectors and scores from what PyTorch gives."""
 
@@ -55,6 +60,7 @@ class Exported:
             f"exported {self.n_items:,} live items and {self.n_queries:,} known queries to {self.folder} "
             f"({self.megabytes:,.1f} MB, {self.fingerprint})\n"
             f"attributes of items: {shown}\n"
+            f"{self.index} finds {self.recall:.4f} of the best {_K} items; "
             f"PyTorch, ONNX and search agree to {self.difference:.0e} on a sample of {_SAMPLES} queries\n\n"
             f"next: twotower recommend {self.folder} --query ..."
         )
@@ -64,6 +70,8 @@ def export(
     model: str | Path,
     out: str | Path,
     *,
+    index: IndexSettings | None = None,
+    threads: int = 1,
     show: Sequence[str] | None = None,
     items: Sequence[str] | None = None,
     licence: str | None = None,
@@ -77,6 +85,8 @@ def export(
     Args:
         model: folder that ``train`` wrote, updated or not.
         out: folder of the bundle; it appears whole or not at all.
+        index: how live items are found; ``Exact`` without it, which looks at all of them.
+        threads: to build the index with.
         show: columns of the item files to keep for titles and filters; all with one value a row, without it.
         items: item files to read these from, instead of those of the run; new items of updates are in theirs.
         licence: under which the bundle may be used, for the manifest.
@@ -95,9 +105,11 @@ def export(
     attributes = None
     if files and (show is None or len(show)):
         attributes = read_attributes(files, store.schema, store.item_vocabulary, show)
+    vector_MD, live_M = retriever.item_MD.numpy(), np.zeros(store.n_items, bool)
+    live_M[retriever.live_rows().numpy()] = True
     content = Content(
-        vector_MD=retriever.item_MD.numpy(),
-        live=retriever.live_rows().numpy(),
+        vector_MD=vector_MD,
+        index=Index.build(vector_MD, index, live_M=live_M, threads=threads),
         seen=_as_arrays(retriever.seen),
         recent=recent_items(store) if retriever.raw_queries.reads_histories else _no_lists(store.n_queries),
         attributes=attributes,
@@ -106,15 +118,17 @@ def export(
     with Staging(out, overwrite, BUNDLE) as staging:
         write_bundle(staging.folder, store, retriever.towers, content)
         bundle = Bundle.open(staging.folder)
-        difference = check_parity(retriever, bundle)
+        difference, recall = check_parity(retriever, bundle)
         staging.publish()
     return Exported(
         folder=out,
         fingerprint=bundle.fingerprint,
         megabytes=sum(about["size"] for about in bundle.manifest["files"].values()) / 1e6,
-        n_items=len(content.live),
+        n_items=content.index.n,
+        index=content.index.kind,
         n_queries=bundle.manifest["counts"]["queries"] or 0,
         attributes=() if attributes is None else tuple(attributes.column_names),
+        recall=recall,
         difference=difference,
     )
 
@@ -143,9 +157,11 @@ def _no_lists(n: int) -> RaggedArray:
 # ---------------------------------------------------------------- parity
 
 
-def check_parity(retriever: Retriever, bundle: Bundle) -> float:
-    """The largest difference between a model and its bundle in a sample: vectors of known and made-up queries, of
-    items and made-up items, and the scores of what is found. As a share of the longest vector or of 1.
+def check_parity(retriever: Retriever, bundle: Bundle) -> tuple[float, float]:
+    """The largest difference between a model and its bundle in a sample, and the share of the best items it finds.
+
+    Compared are vectors of known and made-up queries, of items and made-up items, and the scores of what is found, as a
+    share of the longest vector or of 1.
 
     Raises ArtifactError where one is more than ``TOLERANCE``, and says of which feature.
     """
@@ -159,13 +175,14 @@ def check_parity(retriever: Retriever, bundle: Bundle) -> float:
     new_items = raw.encoders.encode_rows("item", _made_up(retriever, "item"))
     queries = _Compared("query", retriever.towers.encode_query, bundle.query_tower)
     items = _Compared("item", retriever.towers.encode_item, bundle.item_tower)
-    return max(
+    in_towers = max(
         queries.difference(known, len(known_B)),
         queries.difference(new, len(made_up)),
         items.difference({name: taken(column, item_n) for name, column in store.item.items()}, len(item_n)),
         items.difference(new_items, _SAMPLES),
-        _difference_of_search(retriever, bundle, known, known_B),
     )
+    in_search, recall = _compare_search(retriever, bundle, known, known_B)
+    return max(in_towers, in_search), recall
 
 
 def _spread(n: int) -> NDArray[np.int64]:
@@ -222,23 +239,25 @@ def _missing(column: Column, n: int) -> Column:
     return np.zeros_like(column) if np.issubdtype(column.dtype, np.floating) else np.full_like(column, -1)
 
 
-def _difference_of_search(
+def _compare_search(
     retriever: Retriever, bundle: Bundle, known: Mapping[str, Column], known_B: NDArray[np.int64]
-) -> float:
-    """Of the scores of what the bundle finds for known queries, and of what it ought to find, at each place."""
-    query_BD = retriever.encode_queries(Columns(known, len(known_B)))
+) -> tuple[float, float]:
+    """Of the scores of what the bundle finds for known queries from those of these items, and of what it finds when it
+    looks at all items from the best there are, place by place; and the share of these that it finds."""
     k = min(_K, bundle.index.n)
-    found = bundle.index.search(bundle.query_tower(known, len(known_B)), k)
-    best = top_k(query_BD, retriever.item_MD[retriever.live_rows()], k)
-    true_Bk = (query_BD[:, None] * retriever.item_MD[torch.from_numpy(found.row_Bk)]).sum(2)
-    longest = retriever.item_MD.norm(dim=1).max().item() * query_BD.norm(dim=1).max().item() if len(query_BD) else 1.0
-    apart = max(
-        float((torch.from_numpy(found.score_Bk) - want_Bk).abs().max()) if want_Bk.numel() else 0.0
-        for want_Bk in (true_Bk, best.score_Qk)
-    ) / max(1.0, longest)
+    if not len(known_B) or not k:
+        return 0.0, 1.0
+    query_BD = retriever.encode_queries(Columns(known, len(known_B)))
+    served_BD = bundle.query_tower(known, len(known_B))
+    found, exact = bundle.index.search(served_BD, k), bundle.index.search(served_BD, k, exact=True)
+    best_Bk = top_k(query_BD, retriever.item_MD[retriever.live_rows()], k).score_Qk.numpy()
+    true_Bk = (query_BD[:, None] * retriever.item_MD[torch.from_numpy(found.row_Bk)]).sum(2).numpy()
+    longest = float(retriever.item_MD.norm(dim=1).max()) * float(query_BD.norm(dim=1).max())
+    pairs = ((found.score_Bk, true_Bk), (exact.score_Bk, best_Bk))
+    apart = max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs) / max(1.0, longest)
     if not apart <= TOLERANCE:
         raise ArtifactError(
             f"export: the bundle's search gives other scores than PyTorch, {apart:.1e} apart of at most "
             f"{TOLERANCE:.0e}: nothing was written; please report this with the schema"
         )
-    return apart
+    return apart, float((found.score_Bk >= best_Bk[:, -1:] - TOLERANCE * max(1.0, longest)).mean())

@@ -674,17 +674,21 @@ def evaluate(model: str | Path, *, split: str = "test") -> EvaluationResult:
     out for good (``Update.valid``).
     """
     retriever = Retriever.open(model)
+    return evaluate_retriever(retriever, *measured_part(retriever, model, split))
+
+
+def measured_part(retriever: Retriever, model: str | Path, split: str) -> tuple[np.ndarray, str]:
+    """The part of each event, and the name of the one to measure the model by: ``split``, unless it was updated."""
     store, settings = retriever.store, retriever.run.update
-    if store.n_updates:
-        part_E, split = parts_of_arrivals(store, share=settings.valid, days=settings.valid_days), "valid"
-        if not (part_E == PARTS["valid"]).any():
-            raise DataError(
-                f"{model}: no update held anything out in the {settings.valid_days:g} days before the newest event "
-                "(update.valid, update.valid_days), so there is nothing to measure an updated model by"
-            )
-    else:
-        part_E = retriever.run.split.assign(store)
-    return evaluate_retriever(retriever, part_E, split)
+    if not store.n_updates:
+        return retriever.run.split.assign(store), split
+    part_E = parts_of_arrivals(store, share=settings.valid, days=settings.valid_days)
+    if not (part_E == PARTS["valid"]).any():
+        raise DataError(
+            f"{model}: no update held anything out in the {settings.valid_days:g} days before the newest event "
+            "(update.valid, update.valid_days), so there is nothing to measure an updated model by"
+        )
+    return part_E, "valid"
 
 
 def evaluate_retriever(

@@ -33,7 +33,7 @@ from ..data.life import lives_of, period_of
 from ..data.raw_queries import RawQueries
 from ..data.store import Store
 from ..errors import ArtifactError
-from ..evaluation import top_k
+from ..evaluation import TopK, top_k
 from ..records import Features, LiveAt, Ragged, running_sum
 from ..settings import Tree
 from ..towers import TwoTower
@@ -166,7 +166,12 @@ class Retriever:
         query_1D = self.encode_queries(columns)
         exclude = self._seen_of(row) if filter_seen else self._itself(row)
         best = top_k(query_1D, self.item_MD, min(k, self.store.n_items), exclude=exclude, live=self._live)
-        return recommendations(self.store.item_vocabulary, best.row_Qk[0].numpy(), best.score_Qk[0].numpy())
+        return self._named(best)
+
+    def _named(self, best: TopK) -> list[Recommendation]:
+        """What was found for one query."""
+        row_k, score_k = best.row_Qk[0].cpu().numpy(), best.score_Qk[0].cpu().numpy()
+        return recommendations(self.store.item_vocabulary, row_k, score_k)
 
     def similar(self, item: object, *, k: int = 10) -> list[Recommendation]:
         """The k live items whose vectors have the greatest inner product with that of an item, without itself.
@@ -179,7 +184,7 @@ class Retriever:
         best = top_k(
             self.item_MD[row : row + 1], self.item_MD, min(k, self.store.n_items), exclude=itself, live=self._live
         )
-        return recommendations(self.store.item_vocabulary, best.row_Qk[0].numpy(), best.score_Qk[0].numpy())
+        return self._named(best)
 
     def recommend_all(self, out: str | Path, *, k: int = 10, filter_seen: bool = True) -> int:
         """``recommend`` for every known query, as Parquet: ``query``, ``rank``, ``item``, ``score``; returns the lines.
