@@ -43,7 +43,6 @@ VERBS = [
     "experiment",
     "export",
     "forget",
-    "index",
     "ingest",
     "init",
     "recommend",
