@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,10 @@ class Structure:
         with _threads(threads):
             if isinstance(settings, LSH):
                 return self._propose_by_bits(query_BD, math.ceil(n * harder), allowed_n)
-            parameters = _search_parameters(settings, harder, self.n, self.faiss_index)
+            if allowed_n is None and isinstance(settings, (IVFSQ8, IVFPQ)):
+                parameters = _parameters_of_lists(min(settings.nprobe, self.faiss_index.nlist))
+            else:
+                parameters = _search_parameters(settings, harder, self.n, self.faiss_index)
             if allowed_n is not None:
                 parameters.sel = selector = _faiss().IDSelectorBitmap(np.packbits(allowed_n, bitorder="little"))
             _, position_Bn = self.faiss_index.search(query_BD, min(n, self.n), params=parameters)
@@ -175,6 +179,12 @@ def _search_parameters(settings: IVFSQ8 | IVFPQ | HNSW, harder: float, n: int, i
     if isinstance(settings, HNSW):
         return faiss.SearchParametersHNSW(efSearch=min(math.ceil(settings.ef_search * harder), n))
     return faiss.SearchParametersIVF(nprobe=min(math.ceil(settings.nprobe * harder), index.nlist))
+
+
+@lru_cache
+def _parameters_of_lists(nprobe: int) -> Any:
+    """Without a selector; made once, as that takes as long as a part of the search."""
+    return _faiss().SearchParametersIVF(nprobe=nprobe)
 
 
 def _sample(vector_nD: Vectors, most: int, seed: int) -> Vectors:

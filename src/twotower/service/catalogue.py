@@ -93,9 +93,9 @@ class Catalogue:
         data, n = self._data, self.n_base
         if len(self._new_text) and len(row_k) and row_k.max() >= n:
             offset, new = self._offset, self._new_json
-            return [new[row - n] if row >= n else bytes(data[offset[row] : offset[row + 1]]) for row in row_k.tolist()]
+            return [new[row - n] if row >= n else data[offset[row] : offset[row + 1]] for row in row_k.tolist()]
         starts, ends = self._offset[row_k].tolist(), self._offset[row_k + 1].tolist()
-        return [bytes(data[start:end]) for start, end in zip(starts, ends, strict=True)]
+        return [data[start:end] for start, end in zip(starts, ends, strict=True)]
 
     # ------------------------------------------------------------ attributes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from time import perf_counter
 
 import numpy as np
@@ -222,8 +223,9 @@ class Engine:
         ids = self.catalogue.json_ids(answer.row_k)
         scores = orjson.dumps(answer.score_k, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
         if not wish.show:
-            items = b'},{"item":"'.join([b'%b","score":%b' % pair for pair in zip(ids, scores, strict=True)])
-            return b'{"items":[{"item":"%b}%b' % (items, counts.encode())
+            pieces = zip(repeat(b'},{"item":"'), ids, repeat(b'","score":'), scores)  # noqa: B905 # two have no end
+            items = b"".join(chain.from_iterable(pieces))
+            return b'{"items":[%b}%b' % (items[2:], counts.encode())
         shown = self.catalogue.shown(answer.row_k.tolist(), wish.show)
         lines = [
             b'{"item":"%b","score":%b,"attributes":%b}' % (item, score, orjson.dumps(attributes, default=str))
