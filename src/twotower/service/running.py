@@ -214,7 +214,19 @@ class _Job:
             backlog=_BACKLOG,
             timeout_graceful_shutdown=GRACE_S,
         )
-        uvicorn.Server(config).run(sockets=[self.listening])
+        server = uvicorn.Server(config)
+
+        def end(signal_number: int, frame: FrameType | None) -> None:
+            """Before it answers; then uvicorn has handlers of its own, and raises the signal again when it is done."""
+            if not server.started:
+                raise SystemExit(0)
+
+        before = {name: signal.signal(name, end) for name in _ENDING}
+        try:
+            server.run(sockets=[self.listening])
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
 
 
 def _versions(settings: Settings) -> Path:
