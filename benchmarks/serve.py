@@ -1,12 +1,13 @@
 """The service under load: requests a second and latencies, against a bare ASGI handler and LitServe in the same run.
 
-    python -m benchmarks.serve [--items 1000000] [--seconds 4] [--rounds 3] [--peer PYTHON] [--keep FOLDER] [--results FOLDER]
+    python -m benchmarks.serve [--items 1000000] [--seconds 4] [--rounds 3] [--peer PYTHON] [--keep FOLDER]
+        [--results FOLDER]
 
 A bundle of a million items (unit vectors of 64 numbers around 2,000 centres, IVFSQ8) whose query tower reads an id, a
-country, an age and a history of 20, through a layer; 50,000 known queries. ``wrk`` asks /recommend for 100 items of random
-known queries, without those that they have seen. The others get the vectors of the same queries and search the same file
-with the same nprobe (``benchmarks.serve_peers``): no tower, no filter. One worker each, by turns, medians of the rounds.
-``cpu_us`` is processor time a request, of the server alone: what a busy machine changes least.
+country, an age and a history of 20, through a layer; 50,000 known queries. ``wrk`` asks /recommend for 100 items of
+random known queries, without those that they have seen. The others get the vectors of the same queries and search the
+same file with the same nprobe (``benchmarks.serve_peers``): no tower, no filter. One worker each, by turns, medians of
+the rounds. ``cpu_us`` is processor time a request, of the server alone: what a busy machine changes least.
 
 ``--peer`` is a Python with litserve, faiss and orjson; without it there is no ``ratio_over_peer``. ``wrk`` has to be
 installed (apt-get install wrk). Server and wrk share the machine's cores.
@@ -50,7 +51,7 @@ from twotower.training.retriever import recent_items
 
 K, WIDTH, QUERIES, EVENTS = 100, 64, 50_000, 400_000
 CONNECTIONS = (1, 8, 32)
-NPROBE = 16
+NPROBE, K_FACTOR = 16, 1.1
 PORT = 18231
 _UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 
@@ -88,7 +89,7 @@ def make_bundle(folder: Path, n_items: int) -> None:
                 parameter.copy_(torch.randn(parameter.shape) * 0.1)
         towers.table(table_of("item", "item", SCHEMA.item["item"]) or "").weight[:n_items] = torch.from_numpy(vector_MD)
     started = time.perf_counter()
-    index = Index.build(vector_MD, IVFSQ8(nprobe=NPROBE), threads=os.cpu_count() or 1)
+    index = Index.build(vector_MD, IVFSQ8(nprobe=NPROBE, k_factor=K_FACTOR), threads=os.cpu_count() or 1)
     print(f"index built in {time.perf_counter() - started:.0f} s", flush=True)
     lists = recent_items(store)
     seen = [np.unique(lists.value[lists.offset[q] : lists.offset[q + 1]]) for q in range(len(lists))]
@@ -261,6 +262,7 @@ def measure(folder: Path, seconds: int, rounds: int, peer: Path | None) -> dict[
                     spent_s = cpu_seconds(server.pid) - before
                     measured["cpu_us"] = 1e6 * spent_s / (measured["requests_per_s"] * seconds)
                     of[name][connections].append(measured)
+                    print(name, connections, {key: round(value, 2) for key, value in measured.items()}, flush=True)
                 if name == "ours":
                     spent = stages(PORT)
     table = {name: {c: _median(each) for c, each in by.items()} for name, by in of.items()}

@@ -31,6 +31,7 @@ from .asking import Limits
 from .engine import Engine
 from .journal import Journal
 from .metrics import Metrics
+from .protocol import quick_protocol
 from .serving import ORDERS, Served, Serving, compact, log_line, newest, prepared, shared_between_workers
 from .tokens import Tokens
 
@@ -192,6 +193,10 @@ class _Job:
 
     def work(self, number: int) -> None:
         """Answer requests until a signal comes."""
+        with contextlib.suppress(ModuleNotFoundError):
+            import faiss
+
+            faiss.omp_set_num_threads(1)  # of this thread, which answers
         self.metrics.use(number)
         self.metrics.add("worker_starts")
         settings = self.settings
@@ -204,7 +209,7 @@ class _Job:
         )
         config = uvicorn.Config(
             service,
-            http="httptools",
+            http=quick_protocol(service.quickly, settings.limits.body_bytes),
             loop="uvloop",
             ws="none",
             lifespan="on",
