@@ -20,9 +20,11 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before numpy is imported
 
 import argparse
+import contextlib
 import json
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -32,7 +34,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -126,21 +128,27 @@ end
 @contextmanager
 def running(command: list[str], port: int, probe: str) -> Iterator[subprocess.Popen[bytes]]:
     """A server, once it answers."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as server:
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as server,
+    ):
         try:
-            _wait_for(server, port, probe)
+            _wait_for(server, port, probe, log)
             yield server
         finally:
             server.terminate()
-            server.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(20)
+            with contextlib.suppress(ProcessLookupError):  # LitServe leaves its processes behind
+                os.killpg(server.pid, signal.SIGKILL)
 
 
-def _wait_for(server: subprocess.Popen[bytes], port: int, body: str) -> None:
+def _wait_for(server: subprocess.Popen[bytes], port: int, body: str, log: IO[bytes]) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            assert server.stderr is not None
-            raise SystemExit(f"a server ended: {server.stderr.read().decode()[-2000:]}")
+            log.seek(0)
+            raise SystemExit(f"a server ended: {log.read().decode()[-2000:]}")
         try:
             asked = urllib.request.Request(
                 f"http://127.0.0.1:{port}/recommend", body.encode(), {"Content-Type": "application/json"}

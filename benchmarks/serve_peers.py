@@ -4,8 +4,6 @@
 the same items and scores; ``litserve`` does the same in LitServe. No towers, no ids of queries, no filters.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -69,7 +67,7 @@ class Api(ls.LitAPI if ls else object):  # type: ignore[misc] # at the top, as L
     def setup(self, device: str) -> None:
         self.answers = Answers(self.folder)
 
-    def decode_request(self, request: dict[str, Any]) -> list[float]:
+    def decode_request(self, request: dict) -> list[float]:  # type: ignore[type-arg] # LitServe reads it
         vector: list[float] = request["vector"]
         return vector
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import shutil
 import signal
@@ -207,6 +208,8 @@ class _Job:
             exposures=None if settings.exposures is None else ExposureLog(settings.exposures),
             access_log=None if settings.access_log is None else AccessLog(settings.access_log),
         )
+        gc.collect()
+        gc.freeze()  # what is here stays: the collector need not go through it again, nor touch shared pages
         config = uvicorn.Config(
             service,
             http=quick_protocol(service.quickly, settings.limits.body_bytes),
