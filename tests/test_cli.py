@@ -36,9 +36,22 @@ def write_run(folder: Path, more: str = "") -> Path:
 
 
 VERBS = [
-    "audit", "days", "demo", "evaluate", "experiment", "export", "forget", "ingest", "init", "recommend", "similar",
-    "train", "tune", "update",
-]  # fmt: skip
+    "audit",
+    "days",
+    "demo",
+    "evaluate",
+    "experiment",
+    "export",
+    "forget",
+    "ingest",
+    "init",
+    "recommend",
+    "serve",
+    "similar",
+    "train",
+    "tune",
+    "update",
+]
 
 
 def test_the_verbs_are_these() -> None:

@@ -6,9 +6,8 @@
     scoring     similarity, correction, tiles     optimisers  how parameters move
     config      a run: all settings, as TOML      training    train, evaluate, recommend
     evaluation  top-k, metrics, calibration       auditing    what a run's negatives are
-    bundle      what is served, without torch     index       finding the best items quickly
-    experiment  arms, exposures, what they changed
-    cli         the command line
+    index       finding the best items quickly    experiment  arms, exposures, what they changed
+    bundle      what is served, without torch     cli         the command line
     records     Batch, Block, Candidates, Encoded: who knows these knows the program
 
 The names below are the public API. They are imported when first used: ``import twotower`` does not import torch.

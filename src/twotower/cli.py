@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 Overrides = Annotated[tuple[str, ...], Parameter(name="--set", show_default=False)]
 Sweep = Annotated[tuple[str, ...], Parameter(name="--sweep", show_default=False)]
-Kind = Literal["Exact", "IVFSQ8", "IVFPQ", "HNSW", "LSH"]
 Repeated = Annotated[tuple[str, ...], Parameter(show_default=False)]
+Kind = Literal["Exact", "IVFSQ8", "IVFPQ", "HNSW", "LSH"]
 AsJson = Annotated[bool, Parameter(name="--json")]
 
 app = App(
@@ -443,6 +443,170 @@ def forget(model: Path, /, *, query: Annotated[tuple[str, ...], Parameter(consum
     print(forget(model, query).render())
 
 
+@app.command(sort_key=12)
+def experiment(
+    *,
+    exposures: Path,
+    outcomes: Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)],
+    control: str,
+    name: str | None = None,
+    metric: Repeated = (),
+    stage: Repeated = (),
+    share: Repeated = (),
+    unit: Literal["user", "request"] = "user",
+    join_by: Literal["user", "request"] | None = None,
+    user: str = "user",
+    request: str = "request",
+    time: str = "time",
+    time_unit: Literal["s", "ms", "us", "ns"] = "s",
+    before: bool = False,
+    plot: Path | None = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what the arms of an experiment changed: uplifts with intervals, and first whether they can be trusted.
+
+    Where counts do not fit the shares that were assigned, numbers are shown all the same and the status is 2.
+
+    Parameters
+    ----------
+    exposures
+        File or folder of the exposures that a service logged, NDJSON or Parquet.
+    outcomes
+        Files or folders with an outcome a row: user and time, or request, and columns of numbers.
+    control
+        The arm that the others are compared with.
+    name
+        The experiment, where the exposures are of several.
+    metric
+        Such as revenue (a user), 'any(bought)' (share of users) or clicked/shown; as often as you like, the primary
+        one first. All columns of the outcomes by default.
+    stage
+        Column that counts items which passed a stage, in order, after what was returned; by default ranked, shown,
+        clicked and bought where they are there.
+    share
+        Share of units that an arm was assigned, such as control=0.9; of all arms, or none where they are equal.
+    unit
+        What arms were assigned by.
+    join_by
+        What outcomes name, where it is not the unit.
+    user
+        Column of the outcomes with the id of the user.
+    request
+        Column of the outcomes with the id of the request.
+    time
+        Column of the outcomes with their time.
+    time_unit
+        Of times that are numbers, since 1970.
+    before
+        Take out what outcomes before a user's first exposure explain (CUPED).
+    plot
+        File to write a picture to, such as uplift.png.
+    as_json
+        Print the report as JSON.
+    """
+    from .experiment import OutcomeColumns, analyse, metric_of
+
+    found = analyse(
+        exposures,
+        list(outcomes),
+        control=control,
+        experiment=name,
+        metrics=[metric_of(text) for text in metric] or None,
+        stages=stage or None,
+        shares=dict(map(_share, share)) or None,
+        unit=unit,
+        join_by=join_by,
+        columns=OutcomeColumns(user=user, request=request, time=time, time_unit=time_unit),
+        before=before,
+    )
+    print(found.to_json() if as_json else found.render())
+    if plot is not None and not found.plot(plot):
+        print("no plot, as matplotlib is not installed: pip install 'twotower[plots]'", file=sys.stderr)
+    if not found.trusted:
+        raise DataError(found.warning)
+
+
+def _share(text: str) -> tuple[str, float]:
+    arm, equals, share = text.rpartition("=")
+    try:
+        return arm, float(share if equals and arm else "")
+    except ValueError as error:
+        raise ConfigError(f"--share: found {text!r}, expected an arm and its share, such as control=0.5") from error
+
+
+@app.command(sort_key=15)
+def serve(
+    bundle: Path | None = None,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    workers: int = 1,
+    token_file: Path | None = None,
+    state: Path | None = None,
+    watch: bool = False,
+    arm: Repeated = (),
+    experiment: str = "experiment",
+    exposures: Path | None = None,
+    access_log: Path | None = None,
+    max_k: int = 1_000,
+    max_batch: int = 256,
+    max_body: int = 1 << 20,
+) -> None:
+    """Answer over HTTP from a bundle, until interrupted: recommend, similar, embed, items that come and go.
+
+    Parameters
+    ----------
+    bundle
+        Folder that export wrote, or a folder of such folders, of which the last by name is served.
+    host
+        Address to listen at. Beyond this machine nothing can be changed without tokens.
+    port
+        Port to listen at; 0 takes a free one.
+    workers
+        Processes that answer, which share the files of the bundle in memory.
+    token_file
+        File of tokens that callers need, one a line; after the word read, one that can't change anything.
+    state
+        Folder to keep changes of items in; without it they are refused.
+    watch
+        Serve a new version that appears beside the bundle, without a stop.
+    arm
+        An arm of an experiment as NAME=BUNDLE:SHARE instead of one bundle, as often as there are.
+    experiment
+        Its name, on which the assignment of users depends.
+    exposures
+        Folder for the log of what its arms showed.
+    access_log
+        File to append a line a request to.
+    max_k
+        Most items of an answer.
+    max_batch
+        Most queries, or items, of a request.
+    max_body
+        Most bytes of a request.
+    """
+    from .service import Arm, Limits, Settings
+    from .service import serve as answer
+
+    answer(
+        Settings(
+            bundle=bundle,
+            host=host,
+            port=port,
+            workers=workers,
+            token_file=token_file,
+            state=state,
+            watch=watch,
+            arms=[Arm.parse(text) for text in arm],
+            experiment=experiment,
+            exposures=exposures,
+            access_log=access_log,
+            limits=Limits(k=max_k, batch=max_batch, body_bytes=max_body),
+        )
+    )
+
+
 # ---------------------------------------------------------------- index
 
 index = App(
@@ -553,97 +717,6 @@ def _index_settings(kind: str, overrides: Sequence[str]) -> IndexSettings:
     from .index.kinds import decode
 
     return decode(kind, overrides)
-
-
-@app.command(sort_key=12)
-def experiment(
-    *,
-    exposures: Path,
-    outcomes: Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)],
-    control: str,
-    name: str | None = None,
-    metric: Repeated = (),
-    stage: Repeated = (),
-    share: Repeated = (),
-    unit: Literal["user", "request"] = "user",
-    join_by: Literal["user", "request"] | None = None,
-    user: str = "user",
-    request: str = "request",
-    time: str = "time",
-    time_unit: Literal["s", "ms", "us", "ns"] = "s",
-    before: bool = False,
-    plot: Path | None = None,
-    as_json: AsJson = False,
-) -> None:
-    """Tell what the arms of an experiment changed: uplifts with intervals, and first whether they can be trusted.
-
-    Where counts do not fit the shares that were assigned, numbers are shown all the same and the status is 2.
-
-    Parameters
-    ----------
-    exposures
-        File or folder of the exposures that a service logged, NDJSON or Parquet.
-    outcomes
-        Files or folders with an outcome a row: user and time, or request, and columns of numbers.
-    control
-        The arm that the others are compared with.
-    name
-        The experiment, where the exposures are of several.
-    metric
-        Such as revenue (a user), 'any(bought)' (share of users) or clicked/shown; as often as you like, the primary
-        one first. All columns of the outcomes by default.
-    stage
-        Column that counts items which passed a stage, in order, after what was returned; by default ranked, shown,
-        clicked and bought where they are there.
-    share
-        Share of units that an arm was assigned, such as control=0.9; of all arms, or none where they are equal.
-    unit
-        What arms were assigned by.
-    join_by
-        What outcomes name, where it is not the unit.
-    user
-        Column of the outcomes with the id of the user.
-    request
-        Column of the outcomes with the id of the request.
-    time
-        Column of the outcomes with their time.
-    time_unit
-        Of times that are numbers, since 1970.
-    before
-        Take out what outcomes before a user's first exposure explain (CUPED).
-    plot
-        File to write a picture to, such as uplift.png.
-    as_json
-        Print the report as JSON.
-    """
-    from .experiment import OutcomeColumns, analyse, metric_of
-
-    found = analyse(
-        exposures,
-        list(outcomes),
-        control=control,
-        experiment=name,
-        metrics=[metric_of(text) for text in metric] or None,
-        stages=stage or None,
-        shares=dict(map(_share, share)) or None,
-        unit=unit,
-        join_by=join_by,
-        columns=OutcomeColumns(user=user, request=request, time=time, time_unit=time_unit),
-        before=before,
-    )
-    print(found.to_json() if as_json else found.render())
-    if plot is not None and not found.plot(plot):
-        print("no plot, as matplotlib is not installed: pip install 'twotower[plots]'", file=sys.stderr)
-    if not found.trusted:
-        raise DataError(found.warning)
-
-
-def _share(text: str) -> tuple[str, float]:
-    arm, equals, share = text.rpartition("=")
-    try:
-        return arm, float(share if equals and arm else "")
-    except ValueError as error:
-        raise ConfigError(f"--share: found {text!r}, expected an arm and its share, such as control=0.5") from error
 
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, from glibc's malloc.h

@@ -51,14 +51,22 @@ class ServedTower:
         return np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
 
     def _run(self, columns: Mapping[str, Column]) -> NDArray[np.float32]:
-        given: dict[str, Any] = {}
+        return self.run(self.inputs_of(columns))
+
+    def inputs_of(self, columns: Mapping[str, Column]) -> dict[str, NDArray[Any]]:
+        """Encoded columns as the graph takes them, by input; without those it does not read."""
+        given: dict[str, NDArray[Any]] = {}
         for name, column in columns.items():
             if isinstance(column, RaggedArray):
                 given |= zip(list_inputs(name), _filled_up(column), strict=True)
             else:
                 kind = np.float32 if np.issubdtype(column.dtype, np.floating) else np.int64
                 given[name] = np.ascontiguousarray(column, kind)
-        (vector_nD,) = self._session.run([self._output], {name: given[name] for name in self.inputs})
+        return {name: array for name, array in given.items() if name in self.inputs}
+
+    def run(self, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """[n, D] vectors of n rows given as ``inputs_of`` gives them; all of the inputs have to be there."""
+        (vector_nD,) = self._session.run([self._output], inputs)
         found: NDArray[np.float32] = vector_nD
         return found
 

@@ -44,10 +44,10 @@ class RawQueries:
         """``stored`` are the encoded columns of all known queries and ``item_columns`` those of all items; ``recent``
         tells the items of every known query, oldest first, and is asked once one is wanted."""
         self.schema, self.encoders = schema, encoders
-        self._queries, self._items, self._stored, self._recent = queries, items, stored, recent
+        self.queries, self.items, self.stored, self.recent = queries, items, stored, recent
         self._columns = {side: _columns(schema, side) for side in ("query", "context")}
-        self._keys = [n for n in (schema.query_key, schema.interactions.query) if n is not None]
-        self._histories = [
+        self.keys = [n for n in (schema.query_key, schema.interactions.query) if n is not None]
+        self.histories = [
             (name, feature.k, _id_column(schema, item_columns, table_of("context", name, feature)))
             for name, feature in schema.context.items()
             if isinstance(feature, History)
@@ -56,12 +56,12 @@ class RawQueries:
     @property
     def columns(self) -> list[str]:
         """The columns a query may give, sorted."""
-        return sorted({*self._columns["query"], *self._columns["context"], *self._keys})
+        return sorted({*self._columns["query"], *self._columns["context"], *self.keys})
 
     @property
     def reads_histories(self) -> bool:
         """Whether the tower reads a query's latest items."""
-        return bool(self._histories)
+        return bool(self.histories)
 
     def row(self, query: RawQuery) -> int:
         """Row of a query's id; -1 where it has none or is new.
@@ -70,14 +70,14 @@ class RawQueries:
         """
         given = _given(query)
         self._check(given)
-        names = [name for name in self._keys if name in given]
-        if not names or self._queries is None:
+        names = [name for name in self.keys if name in given]
+        if not names or self.queries is None:
             return -1
         try:
-            row = self._queries.row(given[names[0]], names[0])
+            row = self.queries.row(given[names[0]], names[0])
         except DataError as error:
             raise DataError(f"query: {error}") from error
-        if row < 0 and not any(map(self._tells_of_new, given)):
+        if row < 0 and not any(map(self.tells_of_new, given)):
             raise DataError(
                 f"query: {names[0]} {given[names[0]]!r} is not known, and nothing else was given that says anything "
                 f"of a new query: give other columns ({listed(self.columns, most=10)}), or an id that has events"
@@ -95,7 +95,7 @@ class RawQueries:
         if not given:
             raise DataError(f"query: it is empty, expected at least one of {listed(known, most=10)}")
 
-    def _tells_of_new(self, column: str) -> bool:
+    def tells_of_new(self, column: str) -> bool:
         """Whether something was learnt for values of a column that training did not meet."""
         features = [f for side, _, f in self.schema.features() if side != "item" and column in feature_columns(f)]
         return column == HISTORY or not all(isinstance(f, Id) and _is_exact(f) for f in features)
@@ -109,7 +109,7 @@ class RawQueries:
         encoded: dict[str, Column] = {}
         for side, columns in self._columns.items():
             encoded |= self.encoders.encode_rows(side, [{c: q[c] for c in q if c in columns} for q in given])
-        for key, column in self._stored.items():
+        for key, column in self.stored.items():
             holds_B = (row_B >= 0) & [not self._mentions(query, key) for query in given]
             encoded[key] = _replaced(encoded[key], holds_B, taken(column, row_B[holds_B]))
         return encoded | self._history_columns(given, row_B)
@@ -118,17 +118,17 @@ class RawQueries:
         """The same of known queries that give nothing but their ids."""
         nothing = self.encoders.encode_rows("context", [{}])
         encoded = {key: taken(column, np.zeros(len(row_B), np.int64)) for key, column in nothing.items()}
-        encoded |= {key: taken(column, row_B) for key, column in self._stored.items()}
+        encoded |= {key: taken(column, row_B) for key, column in self.stored.items()}
         return encoded | self._history_columns([{}] * len(row_B), row_B)
 
     def _mentions(self, given: RawQuery, key: str) -> bool:
         """Whether a query gives columns that an encoded one is made of; its id is none."""
         feature = self.schema.query[key if key in self.schema.query else key.split(".")[0]]
-        return any(c in given and c not in self._keys for c in feature_columns(feature))
+        return any(c in given and c not in self.keys for c in feature_columns(feature))
 
     def _history_columns(self, given: Sequence[RawQuery], row_B: NDArray[np.int64]) -> dict[str, Column]:
-        told = {at: self._rows_of(query[HISTORY]) for at, query in enumerate(given) if HISTORY in query}
-        if not self._histories:
+        told = {at: self.rows_of(query[HISTORY]) for at, query in enumerate(given) if HISTORY in query}
+        if not self.histories:
             return {}
         lists = self._recent_of(np.where([at in told for at in range(len(row_B))], -1, row_B))
         if told:
@@ -136,7 +136,7 @@ class RawQueries:
             length = np.array([len(part) for part in parts], np.int64)
             lists = RaggedArray.of_lengths(length, np.concatenate(parts).astype(np.int64))
         found: dict[str, Column] = {}
-        for name, k, id_M in self._histories:
+        for name, k, id_M in self.histories:
             last = last_of_each(lists, k)
             found[name] = weighted_rows(last.lengths(), np.asarray(id_M[last.value], np.int64), None)
         return found
@@ -146,20 +146,20 @@ class RawQueries:
         length, known_B = np.zeros(len(row_B), np.int64), row_B >= 0
         if not known_B.any():
             return RaggedArray.of_lengths(length, np.zeros(0, np.int64))
-        lists = self._recent().take(row_B[known_B])
+        lists = self.recent().take(row_B[known_B])
         length[known_B] = lists.lengths()
         return RaggedArray.of_lengths(length, lists.value)
 
-    def _rows_of(self, history: object) -> NDArray[np.int64]:
+    def rows_of(self, history: object) -> NDArray[np.int64]:
         """Rows of the items of a history, without those that are not known."""
-        if not self._histories:
+        if not self.histories:
             raise DataError("query: history is given, but the schema declares no History feature: leave it out")
         if not isinstance(history, list):
             raise DataError(f"query: history is {type(history).__name__}, expected a list of item ids")
         try:
-            row = self._items.rows(pa.array(history), HISTORY)
+            row = self.items.rows(pa.array(history), HISTORY)
         except (DataError, pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
-            row = np.array([self._items.row(item, HISTORY) for item in history], np.int64)  # ids may mix types
+            row = np.array([self.items.row(item, HISTORY) for item in history], np.int64)  # ids may mix types
         return row[row >= 0]
 
 

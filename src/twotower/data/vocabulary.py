@@ -27,10 +27,10 @@ _MIX_A = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_B = np.uint64(0x94D049BB133111EB)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _WORD = np.uint64(8)
-_FEW = 8
-"""Up to so many texts are hashed one by one."""
 _PLAIN_MIX_A, _PLAIN_MIX_B, _PLAIN_STEP = int(_MIX_A), int(_MIX_B), int(_STEP)
 _MAX_WORD = 2**64 - 1
+_FEW = 8
+"""Up to so many texts are hashed one by one."""
 _MERGE_AT = 1 << 20
 """Pending rows that a fit collects before it merges them into its totals (more when the totals are larger)."""
 
@@ -252,6 +252,35 @@ class Vocabulary:
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
             raise DataError(f"column {column!r}: found {value!r}, expected text, a number or a truth value") from error
 
+    def row_of_text(self, text: str) -> int:
+        """``rows`` of one text form, without an array: 5 us, where ``row`` takes 100."""
+        hashed = hash64_of(text)
+        sorted_hash, row_of = self._index
+        place = int(sorted_hash.searchsorted(np.uint64(hashed)))
+        offset, data = self._bytes
+        wanted = text.encode()
+        while place < len(sorted_hash) and int(sorted_hash[place]) == hashed:
+            row = int(row_of[place])
+            if data[offset[row] : offset[row + 1]] == wanted:
+                return row
+            place += 1
+        return self.first_bucket + hashed % self.oov_buckets if self.oov_buckets else -1
+
+    @property
+    def text_bytes(self) -> tuple[NDArray[np.int64], bytes]:
+        """The values' UTF-8 bytes one after the other, and where each begins and the last ends [V + 1]."""
+        return self._bytes
+
+    @cached_property
+    def _bytes(self) -> tuple[NDArray[np.int64], bytes]:
+        """A copy, of which a slice is had three times as fast as of a buffer."""
+        values = self._values
+        _, offsets, data = values.buffers()
+        if offsets is None or not len(values):
+            return np.zeros(len(values) + 1, np.int64), b""
+        offset = np.frombuffer(offsets, np.int64)[values.offset : values.offset + len(values) + 1]
+        return offset, data.to_pybytes() if data is not None else b""
+
     def rows(self, values: pa.Array | pa.ChunkedArray, column: str = "values") -> NDArray[np.int64]:
         """Row of each value; -1 for missing, and for unknown ones where there are no buckets.
 
@@ -358,6 +387,10 @@ class HashedVocabulary:
     def size(self) -> int:
         """Rows of its table."""
         return self.buckets
+
+    def row_of_text(self, text: str) -> int:
+        """``rows`` of one text form, without an array."""
+        return hash64_of(text) % self.buckets
 
     def rows(self, values: pa.Array | pa.ChunkedArray, column: str = "values") -> NDArray[np.int64]:
         """Row of each value; -1 for missing.

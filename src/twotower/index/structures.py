@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,10 @@ class Structure:
         with _threads(threads):
             if isinstance(settings, LSH):
                 return self._propose_by_bits(query_BD, math.ceil(n * harder), allowed_n)
-            parameters = _search_parameters(settings, harder, self.n, self.faiss_index)
+            if allowed_n is None and isinstance(settings, (IVFSQ8, IVFPQ)):
+                parameters = _parameters_of_lists(min(settings.nprobe, self.faiss_index.nlist))
+            else:
+                parameters = _search_parameters(settings, harder, self.n, self.faiss_index)
             if allowed_n is not None:
                 parameters.sel = selector = _faiss().IDSelectorBitmap(np.packbits(allowed_n, bitorder="little"))
             _, position_Bn = self.faiss_index.search(query_BD, min(n, self.n), params=parameters)
@@ -64,6 +68,18 @@ class Structure:
                 del selector  # only now: Faiss holds no reference
         found: Rows = position_Bn
         return found
+
+    def propose_to_one(self, query_1D: Vectors, n: int, settings: IVFSQ8 | IVFPQ | HNSW, *, threads: int) -> Rows:
+        """[n] what ``propose`` has for one query and all positions, without what it does for others."""
+        faiss, n = _faiss(), min(n, self.n)
+        if isinstance(settings, HNSW) or self.longest or faiss.omp_get_max_threads() != threads:
+            found: Rows = self.propose(query_1D, n, settings, allowed_n=None, threads=threads)[0]
+            return found
+        query_1D = np.ascontiguousarray(query_1D)
+        score_n, position_n = np.empty(n, np.float32), np.empty(n, np.int64)
+        parameters, pointer = _parameters_of_lists(min(settings.nprobe, self.faiss_index.nlist)), faiss.swig_ptr
+        self.faiss_index.search_c(1, pointer(query_1D), n, pointer(score_n), pointer(position_n), parameters)
+        return position_n
 
     def _propose_by_bits(self, query_BD: Vectors, n: int, allowed_n: Mask | None) -> Rows:
         """Faiss takes no selector here: more are fetched, and those that are not allowed are dropped."""
@@ -177,6 +193,12 @@ def _search_parameters(settings: IVFSQ8 | IVFPQ | HNSW, harder: float, n: int, i
     return faiss.SearchParametersIVF(nprobe=min(math.ceil(settings.nprobe * harder), index.nlist))
 
 
+@lru_cache
+def _parameters_of_lists(nprobe: int) -> Any:
+    """Without a selector; made once, as that takes as long as a part of the search."""
+    return _faiss().SearchParametersIVF(nprobe=nprobe)
+
+
 def _sample(vector_nD: Vectors, most: int, seed: int) -> Vectors:
     """Vectors to learn from, in the order of the catalogue (a mapped file is read forwards)."""
     if len(vector_nD) <= most:
@@ -209,6 +231,9 @@ def _threads(threads: int) -> Iterator[None]:
     """Faiss on so many threads: OpenMP keeps the number for each thread that calls it."""
     faiss = _faiss()
     before = faiss.omp_get_max_threads()
+    if before == threads:
+        yield
+        return
     faiss.omp_set_num_threads(threads)
     try:
         yield

@@ -1,0 +1,139 @@
+"""What is asked for seldom, by FastAPI: health, metrics, what is served, finding an item, documentation, the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow.compute as pc
+from fastapi import FastAPI, Query
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.staticfiles import StaticFiles
+
+from .. import __version__
+from ..data.vocabulary import one_array
+from .asking import Limits
+from .descriptions import described
+from .engine import Engine
+from .serving import Served
+
+PAGE = Path(__file__).parent / "page"
+_TITLES = ("title", "name", "label", "headline")
+_EXAMPLES = 8
+
+
+def pages(served: Served, limits: Limits) -> FastAPI:
+    """The application."""
+    app = FastAPI(title="twotower", version=__version__, redoc_url=None)
+
+    @app.get("/health", summary="Whether the process lives")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready", summary="Whether it can answer")
+    async def ready() -> dict[str, Any]:
+        return {"ready": True, "bundles": {arm: one.bundle.fingerprint for arm, one in served.now.engines.items()}}
+
+    @app.get(
+        "/metrics", summary="Counters and latencies of all workers, for Prometheus", response_class=PlainTextResponse
+    )
+    async def metrics() -> PlainTextResponse:
+        engine = served.now.first
+        gauges = {"items": float(engine.n_items), "items_changed": float(served.n_changed)}
+        bundles = [{"bundle": e.bundle.fingerprint, "arm": arm} for arm, e in served.now.engines.items()]
+        text = served.metrics.render(gauges, {"bundle": bundles})
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/about", summary="What is served")
+    def about() -> JSONResponse:
+        return JSONResponse(_about(served, limits))
+
+    @app.get("/items/search", summary="Items whose title, or id, holds a text")
+    def search(
+        text: Annotated[str, Query(min_length=1, max_length=200)], k: Annotated[int, Query(ge=1, le=100)] = 20
+    ) -> JSONResponse:
+        return JSONResponse({"items": _found(served.now.first, text, k)})
+
+    if PAGE.is_dir():
+        app.mount("/", StaticFiles(directory=PAGE, html=True))
+    plain = app.openapi
+
+    def documented() -> dict[str, Any]:
+        return described(plain(), served.now.first, limits)
+
+    app.openapi = documented  # type: ignore[method-assign]
+    return app
+
+
+def title_of(engine: Engine) -> str | None:
+    """The attribute that is an item's title, if any."""
+    return next((name for name in _TITLES if name in engine.catalogue.attribute_names), None)
+
+
+def _about(served: Served, limits: Limits) -> dict[str, Any]:
+    now = served.now
+    engine = now.first
+    bundle = engine.bundle
+    table = bundle.attributes
+    arms = [
+        {
+            "arm": arm or None,
+            "name": one.bundle.folder.name,
+            "bundle": one.bundle.fingerprint,
+            "counts": one.bundle.manifest["counts"],
+            "metrics": one.bundle.manifest.get("metrics"),
+            "score": one.bundle.manifest.get("score"),
+            "licence": one.bundle.manifest.get("licence"),
+            "index": one.index.kind,
+            "index_report": one.bundle.manifest.get("index_report"),
+        }
+        for arm, one in now.engines.items()
+    ]
+    return {
+        "version": __version__,
+        "bundles": arms,
+        "experiment": None if now.assignment is None else now.assignment.name,
+        "items": engine.n_items,
+        "items_changed": served.n_changed,
+        "title": title_of(engine),
+        "attributes": {} if table is None else {field.name: str(field.type) for field in table.schema},
+        "query_columns": bundle.raw_queries.columns,
+        "reads_histories": bundle.raw_queries.reads_histories,
+        "item_columns": list(bundle.encoders.columns("item")),
+        "examples": _examples(engine),
+        "limits": {"k": limits.k, "batch": limits.batch, "body_bytes": limits.body_bytes},
+    }
+
+
+def _examples(engine: Engine) -> list[dict[str, str]]:
+    """Some known queries, those with the longest lists of seen items among the first."""
+    bundle = engine.bundle
+    if bundle.queries is None:
+        return []
+    key = bundle.raw_queries.keys[0]
+    length = bundle.seen_rows.lengths()[:10_000]
+    rows = sorted((-length).argsort(kind="stable")[:_EXAMPLES].tolist())
+    ids = [engine.query_id(row) for row in rows]
+    return [{key: text} for text in ids if text is not None]
+
+
+def _found(engine: Engine, text: str, k: int) -> list[dict[str, Any]]:
+    """Up to k items, those that begin with the text first."""
+    catalogue, title = engine.catalogue, title_of(engine)
+    table = engine.bundle.attributes
+    column = engine.bundle.items.ids() if title is None or table is None else one_array(table[title])
+    rows: list[int] = pc.indices_nonzero(pc.match_substring(column, text, ignore_case=True)).to_pylist()
+    rows = [row for row in rows if row not in catalogue.gone and row not in catalogue.given]
+    begin, wanted = [], text.lower()
+    for row, given in list(catalogue.given.items()):
+        value = given.get(title) if title is not None else catalogue.texts([row])[0]
+        if row not in catalogue.gone and isinstance(value, str) and wanted in value.lower():
+            rows.append(row)
+    values = {row: column[row].as_py() for row in rows[:1000] if row < len(column)}
+    begin = [row for row in rows[:1000] if str(values.get(row, "")).lower().startswith(wanted)]
+    best = list(dict.fromkeys([*begin, *rows]))[:k]
+    shown = catalogue.shown(best, [title]) if title is not None else [{} for _ in best]
+    return [
+        {"item": item, "title": attributes.get(title) if title is not None else None}
+        for item, attributes in zip(catalogue.texts(best), shown, strict=True)
+    ]
