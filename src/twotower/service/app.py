@@ -263,7 +263,9 @@ class Service:
             except DataError as error:
                 refused.append(error)
                 fingerprint = orjson.dumps(engine.bundle.fingerprint)
-                answers.append(_told(str(error))[:-1] + b',"bundle":%b,"arm":%b}' % (fingerprint, orjson.dumps(engine.arm)))
+                answers.append(
+                    _told(str(error))[:-1] + b',"bundle":%b,"arm":%b}' % (fingerprint, orjson.dumps(engine.arm))
+                )
         if len(refused) == len(answers):
             raise refused[0]
         return b'{"answers":[%b]}' % b",".join(answers)

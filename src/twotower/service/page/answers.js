@@ -75,6 +75,7 @@ async function ask() {
     const arm = answers.length === 1 && answers[0].arm ? `arm ${answers[0].arm}, ` : "";
     at("told").textContent = answers.length > 1 ? `${inCommon(answers)}; ${took}` : `${arm}${took}`;
     at("told").classList.toggle("ahead", answers.length > 1);
+    if (NARROW.matches) at("told").scrollIntoView({ block: "start" });
   } catch (error) {
     if (signal.aborted) return;
     at("lists").replaceChildren();

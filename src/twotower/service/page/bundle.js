@@ -5,7 +5,16 @@ import { at, element, facts, number, shown, table } from "./elements.js";
 /** Fill the view. */
 export function show(about) {
   at("bundle-facts").replaceChildren(
-    ...about.bundles.flatMap((one) => ofBundle(one)),
+    beside(about.bundles, "What is served", (one) => ({
+      folder: one.name, fingerprint: one.bundle, ...one.counts, score: one.score, index: one.index, licence: one.licence,
+    })),
+    about.bundles.some((one) => Object.keys(one.metrics ?? {}).length > 0)
+      ? beside(about.bundles, "Metrics of the model", (one) => one.metrics ?? {})
+      : element("p", { class: "quiet" }, "The bundles say nothing of the metrics of their models."),
+    ...reports(about.bundles),
+    Object.keys(about.attributes).length
+      ? table("Attributes to show and filter by", ["attribute", "type"], Object.entries(about.attributes))
+      : element("p", { class: "quiet" }, "The bundle has no attributes of items to show or filter by."),
     element("h2", {}, "Service"),
     facts([
       ["version", about.version],
@@ -17,35 +26,24 @@ export function show(about) {
       ["columns of an item", about.item_columns.join(", ")],
       ["most items of an answer", about.limits.k],
     ]),
-    Object.keys(about.attributes).length
-      ? table("Attributes to show and filter by", ["attribute", "type"], Object.entries(about.attributes))
-      : element("p", { class: "quiet" }, "The bundle has no attributes of items to show or filter by."),
     element("p", {}, element("a", { href: "openapi.json" }, "What can be asked, as OpenAPI")),
   );
 }
 
-function ofBundle(one) {
-  const metrics = Object.entries(one.metrics ?? {}).map(([name, value]) => [name, shown(value)]);
-  return [
-    element("h2", {}, one.arm === null ? one.name : `${one.arm}: ${one.name}`),
-    facts([
-      ["fingerprint", one.bundle],
-      ...Object.entries(one.counts),
-      ["score", one.score],
-      ["index", one.index],
-      ["licence", one.licence],
-    ]),
-    metrics.length
-      ? table("Metrics of the model", ["metric", "value"], metrics)
-      : element("p", { class: "quiet" }, "The bundle says nothing of the model's metrics."),
-    ...report(one.index_report),
-  ];
+/** A table with a column for each bundle. */
+function beside(bundles, caption, told) {
+  const columns = bundles.map(told), names = [...new Set(columns.flatMap((column) => Object.keys(column)))];
+  const header = ["", ...bundles.map((one) => one.arm ?? one.name)];
+  return table(caption, header, names.map((name) => [name, ...columns.map((column) => shown(column[name]))]));
 }
 
-function report(found) {
-  if (!Array.isArray(found?.lines)) {
-    return [element("p", { class: "quiet" }, "The bundle has no index report. twotower index report MODEL makes one.")];
-  }
+function reports(bundles) {
+  const there = bundles.filter((one) => Array.isArray(one.index_report?.lines));
+  if (there.length) return there.map((one) => report(one.index_report, one.arm ?? one.name));
+  return [element("p", { class: "quiet" }, "No bundle has an index report; twotower index report MODEL measures one.")];
+}
+
+function report(found, name) {
   const rows = found.lines.map((line) => [
     line.settings.kind,
     line.met ? "met" : "missed",
@@ -59,5 +57,6 @@ function report(found) {
   const header = [
     "kind", `target ${found.target_recall}`, `recall@${found.k}`, "95% above", "p50 ms", "p99 ms", "build s", "MiB",
   ];
-  return [table(`Index report: ${number(found.n_items)} items, ${number(found.n_queries)} queries`, header, rows)];
+  const of = `${number(found.n_items)} items, ${number(found.n_queries)} queries`;
+  return table(`Index report of ${name}: ${of}`, header, rows);
 }

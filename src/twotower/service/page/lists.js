@@ -2,6 +2,8 @@
 
 import { element, number, shown } from "./elements.js";
 
+const SHORT = 24;
+
 /** How many places higher an item stands than in another list; null where that one does not have it. */
 export function places(item, rank, other) {
   const there = other.findIndex((one) => one.item === item);
@@ -16,19 +18,27 @@ export function lists(answers, about, open, level = "h2") {
     const heading = other === null ? null : element(level, {}, answer.arm ?? "", " ", element("small", {}, name ?? ""));
     if (answer.error) return element("section", { class: "list" }, heading, element("p", { class: "error" }, answer.error));
     const most = Math.max(...answer.items.map((one) => Math.abs(one.score)), 1e-9);
+    const long = longOnes(answer.items);
     const rows = answer.items.map((one, place) =>
-      element("li", {}, row(one, place + 1, most, other?.items && moved(one.item, place + 1, other), about, open)));
+      element("li", {}, row(one, place + 1, most, long, other?.items && moved(one.item, place + 1, other), about, open)));
     const list = element("ol", { class: "items", "aria-label": other === null ? "Items" : `Items of ${answer.arm}` }, ...rows);
     list.addEventListener("keydown", walk);
     return element("section", { class: "list" }, heading, counts(answer), rows.length ? list : nothing(answer));
   });
 }
 
-function row(one, rank, most, mark, about, open) {
-  const attributes = Object.entries(one.attributes ?? {}).filter(([, value]) => value != null && value !== "");
+/** Attributes of which any value is too long to stand beside others: these get lines of their own. */
+function longOnes(items) {
+  const each = items.flatMap((one) => Object.entries(one.attributes ?? {}));
+  return new Set(each.filter(([, value]) => String(value).length > SHORT).map(([name]) => name));
+}
+
+function row(one, rank, most, isLong, mark, about, open) {
+  const attributes = Object.entries(one.attributes ?? {}).filter(
+    ([name, value]) => name !== about.title && value != null && value !== "");
   const title = about.title === null ? null : one.attributes?.[about.title];
-  const long = attributes.filter(([name, value]) => name !== about.title && String(value).length > 24);
-  const short = attributes.filter(([name, value]) => name !== about.title && String(value).length <= 24);
+  const long = attributes.filter(([name]) => isLong.has(name));
+  const short = attributes.filter(([name]) => !isLong.has(name));
   const bar = element("span", { class: one.score < 0 ? "bar negative" : "bar", "aria-hidden": "true" });
   bar.style.setProperty("--share", Math.abs(one.score) / most);
   const button = element(

@@ -5,6 +5,7 @@ import { getText } from "./service.js";
 
 const EVERY_MS = 2000;
 const KEPT = 60;
+const STAGES = { found: "found by the index", filtered: "left by filters", returned: "shown" };
 const SVG = "http://www.w3.org/2000/svg";
 
 /** Samples of Prometheus' text format, as [{name, labels, value}]. */
@@ -117,21 +118,30 @@ function show() {
   const found = total(now.samples, "twotower_items_total", { stage: counts[0] });
   const items = counts.map((stage) => {
     const n = total(now.samples, "twotower_items_total", { stage });
-    return [stage, number(n), found > 0 ? `${number((100 * n) / found)} %` : "–"];
+    return [STAGES[stage] ?? stage, number(n), found > 0 ? `${number((100 * n) / found)} %` : "–"];
   });
   const others = now.samples
     .filter(({ name, labels }) => /^twotower_\w+$/.test(name) && Object.keys(labels).length === 0)
     .map(({ name, value }) => [name.replace(/^twotower_|_total$/g, "").replaceAll("_", " "), number(value)]);
   const kept = document.activeElement?.getAttribute("aria-label");
+  const scrolled = new Map(regions().map((one) => [one.getAttribute("aria-label"), one.scrollLeft]));
   at("live-numbers").replaceChildren(
     ...(recent ? [trend()] : []),
-    table("Requests", ["route", "per second", "p50", "p99", "all", "4xx", "5xx"], routes),
-    table("Stages of an answer to recommend", ["stage", "p50", "p99", "all"], stages),
-    table("Items at each stage of an answer", ["stage", "items", "of found"], items),
+    table("Requests", ["route", "a second", "p50", "p99", "all", "4xx", "5xx"], routes),
+    element(
+      "div", { class: "stack" },
+      table("Stages of an answer to recommend", ["stage", "p50", "p99", "all"], stages),
+      table("Items at each stage of an answer", ["stage", "items", "of found"], items),
+    ),
     table("Since the start", ["what", "count"], others),
   );
-  if (kept) document.querySelector(`#live-numbers [aria-label="${CSS.escape(kept)}"]`)?.focus();
+  for (const region of regions()) {
+    region.scrollLeft = scrolled.get(region.getAttribute("aria-label")) ?? 0;
+    if (region.getAttribute("aria-label") === kept) region.focus({ preventScroll: true });
+  }
 }
+
+const regions = () => [...document.querySelectorAll("#live-numbers [role=region]")];
 
 /** Requests a second over time, without those of this page. */
 function trend() {
@@ -141,19 +151,19 @@ function trend() {
     const before = read[place];
     return Math.max(0, (asked(one) - asked(before)) / (one.seconds - before.seconds));
   });
-  const most = Math.max(...rates, 1e-9), step = 300 / Math.max(rates.length - 1, 1);
+  const most = Math.max(...rates), step = 300 / Math.max(rates.length - 1, 1);
   const picture = document.createElementNS(SVG, "svg");
   picture.setAttribute("viewBox", "0 0 300 60");
   picture.setAttribute("preserveAspectRatio", "none");
   picture.setAttribute("aria-hidden", "true");
   const line = document.createElementNS(SVG, "polyline");
   const points = rates.length > 1 ? rates : [...rates, ...rates];
-  line.setAttribute("points", points.map((r, i) => `${rates.length > 1 ? i * step : i * 300},${58 - (56 * r) / most}`).join(" "));
+  line.setAttribute("points", points.map((r, i) => `${rates.length > 1 ? i * step : i * 300},${58 - (56 * r) / (most || 1)}`).join(" "));
   picture.append(line);
   const last = rates.at(-1);
   return element(
     "figure", {},
-    element("figcaption", {}, element("strong", {}, number(last)), ` requests a second, at most ${number(most)} here`),
+    element("figcaption", {}, element("strong", {}, number(last)), ` requests a second, without this page’s; at most ${number(most)} in the last minutes`),
     picture,
   );
 }

@@ -62,7 +62,7 @@ addEventListener("popstate", showView);
 addEventListener("token wanted", (event) => {
   at("token").hidden = false;
   tell("token-refused", hasToken() ? event.detail : "");
-  at("token-text").focus();
+  at("token-text").select();
 });
 at("token").addEventListener("submit", (event) => {
   event.preventDefault();

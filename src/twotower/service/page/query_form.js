@@ -5,6 +5,7 @@ import { at, element } from "./elements.js";
 import { get } from "./service.js";
 
 const COMPLETIONS = 12;
+const FEW = 6;
 
 /** Fields for a query's columns and for what items must be. `asked` is called once a known query was picked. */
 export function makeFields(about, columns, asked) {
@@ -16,6 +17,7 @@ export function makeFields(about, columns, asked) {
   const others = Object.keys(columns).filter((name) => !about.query_keys.includes(name));
   at("columns").replaceChildren(...others.map((name) => columnField(name, columns[name], hint(columns[name]))));
   at("more-columns").hidden = others.length === 0;
+  at("more-columns").open = others.length <= FEW && !matchMedia("(max-width: 860px)").matches;
   const filters = Object.entries(about.attributes).map(([name, type]) => filterField(name, type)).filter(Boolean);
   at("filters").replaceChildren(...filters);
   at("more-filters").hidden = filters.length === 0;
