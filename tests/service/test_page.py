@@ -19,6 +19,8 @@ import pytest
 from tests.service.running import Client, Running, served_by
 from twotower.bundle import Bundle
 from twotower.experiment import Assignment
+from twotower.index import HNSW, IndexReport
+from twotower.index.report import Latency, Line
 from twotower.service import Served, Service, Serving
 from twotower.service.engine import Engine
 from twotower.service.metrics import Metrics
@@ -297,6 +299,13 @@ def test_two_arms_are_shown_with_how_ranks_differ(
     assert {re.sub(r"\d+ ", "", one) for one in told} >= {"higher than in new", "lower than in new", "not in new"}
     assert chromium.text("#told").startswith(f"{len({*old} & {*new})} of 40 items in both")
     chromium.check()
+    chromium.one("#arm option[value=new]").click()
+    chromium.wait(lambda: chromium.names() == new)
+    assert not chromium.all("#lists .moved")
+    told = arms_running.client.get("/metrics").text
+    assert (
+        'twotower_requests_total{route="recommend",status="2xx"} 0' in told
+    )  # its answers are logged as shown to users
 
 
 def words(item: str, own: list[str], other: list[str], name: str) -> str:
@@ -349,11 +358,11 @@ def test_live_numbers_are_those_of_the_service(
     asking_running.post("/recommend", {"query": {"user": "u1"}})
     chromium.go(asking_running, "/?view=live", wait="#live-numbers table")
     text = asking_running.client.get("/metrics").text
-    asked = re.search(r'requests_total\{route="recommend",status="2xx"\} (\d+)', text)
-    assert asked is not None
+    ok, refused, failed = map(int, re.findall(r'requests_total\{route="recommend",status="..."} (\d+)', text))
     cells = "return [...document.querySelectorAll('#live-numbers tr')].map((r) => [...r.cells].map((c) => c.innerText))"
     rows = {name: others for name, *others in chromium.driver.execute_script(cells)}
-    assert dict(zip(rows["route"], rows["recommend"], strict=True))["all"] == asked[1]
+    recommend = dict(zip(rows["route"], rows["recommend"], strict=True))
+    assert [recommend[name] for name in ("all", "4xx", "5xx")] == [str(ok + refused), str(refused), str(failed)]
     assert {"encode", "tower", "search", "json"} <= rows.keys()
     chromium.check()
     chromium.go(asking_running, "/?view=bundle", wait="#bundle-facts table")
@@ -371,6 +380,25 @@ def test_quantiles_are_linear_within_a_bucket(chromium: Browser, asking_running:
         return [.2, .5, .8, .99].map((q) => live.quantile(q, found)).concat([Number.isNaN(live.quantile(.5, []))]);
     """
     assert chromium.run(script, "# TYPE x histogram\n" + text) == [0.5, 1.5, 3, 3, True]
+
+
+def test_an_index_report_is_shown(chromium: Browser, asking_running: Running) -> None:
+    latency = Latency(p50_ms=0.25, p99_ms=1.5)
+    line = Line(
+        settings=HNSW(), met=False, recall=0.9375, low=0.921, recall_by_decile=(1.0, None), latency=latency,
+        filtered={}, build_s=12.5, memory_bytes=3 << 20, curve=(),
+    )  # fmt: skip
+    report = IndexReport(
+        n_items=12345, width=8, k=100, target_recall=0.95, n_queries=500, filter_share=0.1, lines=(line,)
+    )
+    about = asking_running.client.get("/about").json()
+    about["bundles"][0] |= {"index_report": json.loads(report.to_json()), "metrics": {"recall@10": 0.125}}
+    chromium.go(asking_running, "/?view=bundle", wait="#bundle-facts table")
+    script = "(await import('./bundle.js')).show(given[0]); return document.getElementById('bundle-facts').innerText"
+    text = " ".join(chromium.run(script, about).split())
+    assert "12,345 items, 500 queries" in text
+    assert "HNSW missed 0.938 0.921 0.250 1.50 12.5 3" in text
+    assert "recall@10 0.125" in text
 
 
 def test_a_token_is_asked_for(chromium: Browser, folder: Path, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from .serving import Served
 PAGE = Path(__file__).parent / "page"
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'",
     "cache-control": "no-cache",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
@@ -168,7 +169,7 @@ def _found(engine: Engine, text: str, k: int) -> list[dict[str, Any]]:
 
 
 def _found_queries(engine: Engine, text: str, k: int) -> list[str]:
-    """Up to k ids of known queries: the text itself, those that begin with it, others that hold it; short ones first."""
+    """Up to k ids of known queries: the text itself, those that begin with it, others; short ones first."""
     if engine.bundle.queries is None:
         return []
     ids, wanted = engine.bundle.queries.ids(), text.lower()

@@ -15,7 +15,11 @@ export function begin(itsAbout, itsColumns) {
   [about, columns] = [itsAbout, itsColumns];
   makeFields(about, columns, () => at("ask").requestSubmit());
   at("k").max = about.limits.k;
-  at("compare-label").hidden = about.bundles.length < 2;
+  at("arm-label").hidden = about.bundles.length < 2;
+  at("arm").replaceChildren(
+    element("option", { value: "" }, "all, beside one another"),
+    ...about.bundles.map(({ arm }) => element("option", { value: arm }, `only ${arm}`)),
+  );
   at("examples").replaceChildren(...about.examples.map((query) => {
     const [[name, value]] = Object.entries(query);
     const pick = () => {
@@ -38,6 +42,10 @@ function fromAddress() {
   ask();
 }
 
+at("arm").addEventListener("change", () => {
+  if (at("lists").childElementCount > 0) ask();
+});
+
 at("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const wanted = JSON.stringify(asked(columns));
@@ -49,11 +57,15 @@ addEventListener("popstate", () => {
   if (about && !new URLSearchParams(location.search).has("view")) fromAddress();
 });
 
-/** Answers of one arm or of all, as a list of answers. */
+/**
+ * Answers of one arm or of all, as a list of answers. In an experiment these are comparisons even for one arm: what is
+ * asked for here was shown to no user, and must not be logged as if it were.
+ */
 async function answersTo(wanted, path, signal) {
   const wish = { ...wanted, show: Object.keys(about.attributes) };
-  if (about.bundles.length > 1 && at("compare").checked) return (await post("compare", wish, signal)).answers;
-  return [await post(path, wish, signal)];
+  if (about.bundles.length < 2) return [await post(path, wish, signal)];
+  const { answers } = await post("compare", wish, signal), only = at("arm").value;
+  return only === "" ? answers : answers.filter((one) => one.arm === only);
 }
 
 async function ask() {
@@ -71,7 +83,6 @@ async function ask() {
     if (signal.aborted) return;
     const took = `answered in ${duration((performance.now() - started) / 1000)}`;
     at("lists").replaceChildren(...lists(answers, about, (one, button) => open(one, button)));
-    at("lists").dataset.n = answers.length;
     const arm = answers.length === 1 && answers[0].arm ? `arm ${answers[0].arm}, ` : "";
     at("told").textContent = answers.length > 1 ? `${inCommon(answers)}; ${took}` : `${arm}${took}`;
     at("told").classList.toggle("ahead", answers.length > 1);
