@@ -1,12 +1,13 @@
 """The service under load: requests a second and latencies, against a bare ASGI handler and LitServe in the same run.
 
-    python -m benchmarks.serve [--items 1000000] [--seconds 4] [--rounds 3] [--peer PYTHON] [--keep FOLDER] [--results FOLDER]
+    python -m benchmarks.serve [--items 1000000] [--seconds 4] [--rounds 3] [--peer PYTHON] [--keep FOLDER]
+        [--results FOLDER]
 
 A bundle of a million items (unit vectors of 64 numbers around 2,000 centres, IVFSQ8) whose query tower reads an id, a
-country, an age and a history of 20, through a layer; 50,000 known queries. ``wrk`` asks /recommend for 100 items of random
-known queries, without those that they have seen. The others get the vectors of the same queries and search the same file
-with the same nprobe (``benchmarks.serve_peers``): no tower, no filter. One worker each, by turns, medians of the rounds.
-``cpu_us`` is processor time a request, of the server alone: what a busy machine changes least.
+country, an age and a history of 20, through a layer; 50,000 known queries. ``wrk`` asks /recommend for 100 items of
+random known queries, without those that they have seen. The others get the vectors of the same queries and search the
+same file with the same nprobe (``benchmarks.serve_peers``): no tower, no filter. One worker each, by turns, medians of
+the rounds. ``cpu_us`` is processor time a request, of the server alone: what a busy machine changes least.
 
 ``--peer`` is a Python with litserve, faiss and orjson; without it there is no ``ratio_over_peer``. ``wrk`` has to be
 installed (apt-get install wrk). Server and wrk share the machine's cores.
@@ -19,9 +20,11 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before numpy is imported
 
 import argparse
+import contextlib
 import json
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -31,7 +34,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +53,7 @@ from twotower.training.retriever import recent_items
 
 K, WIDTH, QUERIES, EVENTS = 100, 64, 50_000, 400_000
 CONNECTIONS = (1, 8, 32)
-NPROBE = 16
+NPROBE, K_FACTOR = 16, 1.1
 PORT = 18231
 _UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 
@@ -88,7 +91,7 @@ def make_bundle(folder: Path, n_items: int) -> None:
                 parameter.copy_(torch.randn(parameter.shape) * 0.1)
         towers.table(table_of("item", "item", SCHEMA.item["item"]) or "").weight[:n_items] = torch.from_numpy(vector_MD)
     started = time.perf_counter()
-    index = Index.build(vector_MD, IVFSQ8(nprobe=NPROBE), threads=os.cpu_count() or 1)
+    index = Index.build(vector_MD, IVFSQ8(nprobe=NPROBE, k_factor=K_FACTOR), threads=os.cpu_count() or 1)
     print(f"index built in {time.perf_counter() - started:.0f} s", flush=True)
     lists = recent_items(store)
     seen = [np.unique(lists.value[lists.offset[q] : lists.offset[q + 1]]) for q in range(len(lists))]
@@ -125,21 +128,27 @@ end
 @contextmanager
 def running(command: list[str], port: int, probe: str) -> Iterator[subprocess.Popen[bytes]]:
     """A server, once it answers."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as server:
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as server,
+    ):
         try:
-            _wait_for(server, port, probe)
+            _wait_for(server, port, probe, log)
             yield server
         finally:
             server.terminate()
-            server.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(20)
+            with contextlib.suppress(ProcessLookupError):  # LitServe leaves its processes behind
+                os.killpg(server.pid, signal.SIGKILL)
 
 
-def _wait_for(server: subprocess.Popen[bytes], port: int, body: str) -> None:
+def _wait_for(server: subprocess.Popen[bytes], port: int, body: str, log: IO[bytes]) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            assert server.stderr is not None
-            raise SystemExit(f"a server ended: {server.stderr.read().decode()[-2000:]}")
+            log.seek(0)
+            raise SystemExit(f"a server ended: {log.read().decode()[-2000:]}")
         try:
             asked = urllib.request.Request(
                 f"http://127.0.0.1:{port}/recommend", body.encode(), {"Content-Type": "application/json"}
@@ -261,6 +270,7 @@ def measure(folder: Path, seconds: int, rounds: int, peer: Path | None) -> dict[
                     spent_s = cpu_seconds(server.pid) - before
                     measured["cpu_us"] = 1e6 * spent_s / (measured["requests_per_s"] * seconds)
                     of[name][connections].append(measured)
+                    print(name, connections, {key: round(value, 2) for key, value in measured.items()}, flush=True)
                 if name == "ours":
                     spent = stages(PORT)
     table = {name: {c: _median(each) for c, each in by.items()} for name, by in of.items()}

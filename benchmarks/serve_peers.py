@@ -1,10 +1,8 @@
 """What the service is measured against, for the same answers: ``python serve_peers.py bare|litserve PORT FOLDER``.
 
-``bare`` is an ASGI handler under uvicorn that parses the JSON of a vector, asks the same Faiss index, and writes the same
-items and scores; ``litserve`` does the same in LitServe. No towers, no ids of queries, no filters.
+``bare`` is an ASGI handler under uvicorn that parses the JSON of a vector, asks the same Faiss index, and writes
+the same items and scores; ``litserve`` does the same in LitServe. No towers, no ids of queries, no filters.
 """
-
-from __future__ import annotations
 
 import json
 import sys
@@ -14,6 +12,11 @@ from typing import Any
 import faiss
 import numpy as np
 import orjson
+
+try:
+    import litserve as ls
+except ModuleNotFoundError:
+    ls = None
 
 K = 100
 
@@ -56,26 +59,30 @@ def bare(port: int, folder: Path) -> None:
     )
 
 
+class Api(ls.LitAPI if ls else object):  # type: ignore[misc] # at the top, as LitServe sends it to a process
+    """The job for LitServe."""
+
+    folder = Path()
+
+    def setup(self, device: str) -> None:
+        self.answers = Answers(self.folder)
+
+    def decode_request(self, request: dict) -> list[float]:  # type: ignore[type-arg] # LitServe reads it
+        vector: list[float] = request["vector"]
+        return vector
+
+    def predict(self, vector: list[float]) -> dict[str, Any]:
+        return self.answers(vector)
+
+    def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
+        return output
+
+
 def litserve(port: int, folder: Path) -> None:
     """LitServe with its defaults, one worker."""
-    import litserve as ls
-
-    class Api(ls.LitAPI):
-        def setup(self, device: str) -> None:
-            self.answers = Answers(folder)
-
-        def decode_request(self, request: dict[str, Any]) -> list[float]:
-            return request["vector"]  # type: ignore[no-any-return]
-
-        def predict(self, vector: list[float]) -> dict[str, Any]:
-            return self.answers(vector)
-
-        def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
-            return output
-
-    ls.LitServer(Api(api_path="/recommend"), accelerator="cpu").run(
-        port=port, log_level="error", generate_client_file=False
-    )
+    api = Api(api_path="/recommend")
+    api.folder = folder
+    ls.LitServer(api, accelerator="cpu").run(port=port, log_level="error", generate_client_file=False)
 
 
 if __name__ == "__main__":

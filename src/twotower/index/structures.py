@@ -219,6 +219,9 @@ def _threads(threads: int) -> Iterator[None]:
     """Faiss on so many threads: OpenMP keeps the number for each thread that calls it."""
     faiss = _faiss()
     before = faiss.omp_get_max_threads()
+    if before == threads:
+        yield
+        return
     faiss.omp_set_num_threads(threads)
     try:
         yield

@@ -26,7 +26,7 @@ from .catalogue import NotKnown
 from .engine import Answer, Engine
 from .pages import pages
 from .serving import Served, log_line
-from .tokens import Tokens
+from .tokens import Headers, Tokens
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -106,60 +106,79 @@ class Service:
 
     # ------------------------------------------------------------ HTTP
 
-    async def _post(self, route: _Route, scope: Scope, receive: Receive, send: Send) -> None:
+    def quickly(self, headers: Headers, body: bytes) -> tuple[int, bytes]:
+        """Status and body of a whole request to /recommend: what the protocol asks without ASGI."""
         started = perf_counter()
-        try:
-            status, body = await self._answered(route, scope, receive)
-        except _Gone:
-            return
-        headers = [_JSON, (b"content-length", b"%d" % len(body))]
-        if status == 405:
-            headers.append((b"allow", b"POST"))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        route = self._routes["/recommend"]
+        status, answered = self._refused(route, headers) or self._answered(route, body)
+        self._note(route, "/recommend", status, started)
+        return status, answered
+
+    def _note(self, route: _Route, path: str, status: int, started: float) -> None:
         seconds = perf_counter() - started
         self.metrics.add_request(route.name, status, seconds)
         if self._access_log is not None:
-            self._access_log.put(scope["path"], status, seconds)
+            self._access_log.put(path, status, seconds)
 
-    async def _answered(self, route: _Route, scope: Scope, receive: Receive) -> tuple[int, bytes]:
+    async def _post(self, route: _Route, scope: Scope, receive: Receive, send: Send) -> None:
+        started = perf_counter()
+        headers = [_JSON]
         if scope["method"] != "POST":
-            return 405, _told("expected the method POST")
-        if self.tokens.there_are_some or route.changes:
-            refused = self.tokens.refuse(scope["headers"], changes=route.changes)
-            if refused is not None:
-                return refused.status, _told(refused.reason)
+            status, answered = 405, _told("expected the method POST")
+            headers.append((b"allow", b"POST"))
+        else:
+            refused = self._refused(route, scope["headers"])
+            try:
+                body = b"" if refused else await self._body(receive)
+            except _Gone:
+                return
+            if refused:
+                status, answered = refused
+            elif route.in_thread:
+                status, answered = await asyncio.to_thread(self._answered, route, body)
+            else:
+                status, answered = self._answered(route, body)
+        headers.append((b"content-length", b"%d" % len(answered)))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": answered})
+        self._note(route, scope["path"], status, started)
+
+    def _refused(self, route: _Route, headers: Headers) -> tuple[int, bytes] | None:
+        if not self.tokens.there_are_some and not route.changes:
+            return None
+        refused = self.tokens.refuse(headers, changes=route.changes)
+        return None if refused is None else (refused.status, _told(refused.reason))
+
+    def _answered(self, route: _Route, body: bytes) -> tuple[int, bytes]:
         try:
-            message = await receive()
-            body = message.get("body", b"")
-            if message["type"] != "http.request" or message.get("more_body") or len(body) > self.limits.body_bytes:
-                body = await self._rest_of(message, receive)
+            if len(body) > self.limits.body_bytes:
+                raise TooMuch(f"the body has more than {self.limits.body_bytes:,} bytes (--max-body)")
             asked = orjson.loads(body)
             if type(asked) is not dict:
                 raise DataError(f"the body is {type(asked).__name__}, expected a JSON object")
-            return 200, await asyncio.to_thread(route.answer, asked) if route.in_thread else route.answer(asked)
+            return 200, route.answer(asked)
         except orjson.JSONDecodeError as error:
             return 400, _told(f"the body is no JSON: {error}")
         except TwoTowerError as error:
             return _status_of(error, route), _told(str(error))
-        except _Gone:
-            raise
         except Exception as error:
-            log_line("internal error", path=scope["path"], error=repr(error), traceback=traceback.format_exc())
+            log_line("internal error", route=route.name, error=repr(error), traceback=traceback.format_exc())
             return 500, _told("something went wrong here; the log of the service tells what")
 
-    async def _rest_of(self, message: Message, receive: Receive) -> bytes:
+    async def _body(self, receive: Receive) -> bytes:
+        """The whole body; of one that is too long no more than tells so."""
+        message = await receive()
+        if message["type"] == "http.request" and not message.get("more_body"):
+            whole: bytes = message.get("body", b"")
+            return whole
         parts, size = [], 0
-        while True:
-            if message["type"] != "http.request":
-                raise _Gone
+        while message["type"] == "http.request":
             parts.append(message.get("body", b""))
             size += len(parts[-1])
-            if size > self.limits.body_bytes:
-                raise TooMuch(f"the body has more than {self.limits.body_bytes:,} bytes (--max-body)")
-            if not message.get("more_body"):
+            if size > self.limits.body_bytes or not message.get("more_body"):
                 return b"".join(parts)
             message = await receive()
+        raise _Gone
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, status = perf_counter(), 500
@@ -231,7 +250,7 @@ class Service:
                 user=None if user is None else str(user),
                 items=engine.catalogue.texts(answer.row_k.tolist()),
                 scores=answer.score_k.tolist(),
-                ranks=range(1, answer.returned + 1),
+                ranks=list(range(1, answer.returned + 1)),
                 k=wish.k,
                 found=answer.found,
                 filtered=answer.filtered,

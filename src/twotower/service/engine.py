@@ -223,7 +223,7 @@ class Engine:
         ids = self.catalogue.json_ids(answer.row_k)
         scores = orjson.dumps(answer.score_k, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
         if not wish.show:
-            pieces = zip(repeat(b'},{"item":"'), ids, repeat(b'","score":'), scores)  # noqa: B905 # two have no end
+            pieces = zip(repeat(b'},{"item":"'), ids, repeat(b'","score":'), scores)
             items = b"".join(chain.from_iterable(pieces))
             return b'{"items":[%b}%b' % (items[2:], counts.encode())
         shown = self.catalogue.shown(answer.row_k.tolist(), wish.show)

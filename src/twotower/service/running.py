@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import shutil
 import signal
@@ -31,6 +32,7 @@ from .asking import Limits
 from .engine import Engine
 from .journal import Journal
 from .metrics import Metrics
+from .protocol import quick_protocol
 from .serving import ORDERS, Served, Serving, compact, log_line, newest, prepared, shared_between_workers
 from .tokens import Tokens
 
@@ -192,6 +194,10 @@ class _Job:
 
     def work(self, number: int) -> None:
         """Answer requests until a signal comes."""
+        with contextlib.suppress(ModuleNotFoundError):
+            import faiss
+
+            faiss.omp_set_num_threads(1)  # of this thread, which answers
         self.metrics.use(number)
         self.metrics.add("worker_starts")
         settings = self.settings
@@ -202,9 +208,11 @@ class _Job:
             exposures=None if settings.exposures is None else ExposureLog(settings.exposures),
             access_log=None if settings.access_log is None else AccessLog(settings.access_log),
         )
+        gc.collect()
+        gc.freeze()  # what is here stays: the collector need not go through it again, nor touch shared pages
         config = uvicorn.Config(
             service,
-            http="httptools",
+            http=quick_protocol(service.quickly, settings.limits.body_bytes),
             loop="uvloop",
             ws="none",
             lifespan="on",

@@ -1,0 +1,87 @@
+"""HTTP with a short way for what is asked most: whole requests to /recommend are answered where they are parsed.
+
+uvicorn makes a task, an event and a cycle of messages of each request, which takes as long as a search of a million
+items. Here everything else still goes that way: other routes, other versions of HTTP, callers that read slowly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+QUICK = b"/recommend"
+Answer = Callable[[Sequence[tuple[bytes, bytes]], bytes], tuple[int, bytes]]
+"""Status and body of a request, of its headers and its body."""
+
+_STATUS = {status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
+
+
+class QuickProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, but for whole requests to POST /recommend; ``quick_protocol`` says what answers them."""
+
+    answer: Answer
+    body_bytes: int
+    _body: bytes | None = None
+    """Of a request that is answered here, as far as it came; None of one that is not."""
+    _ends = False
+
+    def on_headers_complete(self) -> None:
+        """httptools has read the headers."""
+        if self._is_quick():
+            self._body = b""
+        else:
+            super().on_headers_complete()
+
+    def _is_quick(self) -> bool:
+        running = cast("RequestResponseCycle | None", self.cycle)
+        return (
+            self.url == QUICK
+            and self.parser.get_method() == b"POST"
+            and self.parser.get_http_version() == "1.1"
+            and not self.expect_100_continue
+            and not self.parser.should_upgrade()
+            and not self.flow.write_paused
+            and (running is None or running.response_complete)
+        )
+
+    def on_body(self, body: bytes) -> None:
+        """httptools has read a part of the body."""
+        if self._body is None:
+            super().on_body(body)
+        elif len(self._body) <= self.body_bytes:  # of what is too long no more is kept: its length tells
+            self._body = self._body + body if self._body else body
+
+    def on_message_complete(self) -> None:
+        """httptools has read the whole request."""
+        body, self._body = self._body, None
+        if body is None:
+            super().on_message_complete()
+        elif not self.transport.is_closing():
+            self._write(*self.answer(self.headers, body))
+
+    def _write(self, status: int, body: bytes) -> None:
+        stays = self.parser.should_keep_alive() and not self._ends
+        head = [_STATUS[status], b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)]
+        head += [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
+        self.transport.write(b"".join((*head, b"\r\n" if stays else b"connection: close\r\n\r\n", body)))
+        self.server_state.total_requests += 1
+        if not stays:
+            self.transport.close()
+            return
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def shutdown(self) -> None:
+        """The server ends."""
+        if self._body is None:
+            super().shutdown()
+        else:  # half of a request is here: it is answered, and then the connection ends
+            self._ends = True
+
+
+def quick_protocol(answer: Answer, body_bytes: int) -> type[QuickProtocol]:
+    """A protocol for uvicorn that answers POST /recommend by ``answer`` itself, for bodies up to so many bytes."""
+    return type("BoundProtocol", (QuickProtocol,), {"answer": staticmethod(answer), "body_bytes": body_bytes})

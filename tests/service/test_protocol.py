@@ -1,0 +1,118 @@
+"""The short way of HTTP is the long way of HTTP."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.service.running import Running
+
+BODY = b'{"query":{"user":"u1"},"k":3}'
+
+
+def request(body: bytes, *headers: str, path: str = "/recommend", version: str = "1.1") -> bytes:
+    lines = [f"POST {path} HTTP/{version}", "host: localhost", "content-type: application/json", *headers]
+    return "\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode() + body
+
+
+class Connection:
+    """One connection, of which answers are read one after the other."""
+
+    def __init__(self, url: str) -> None:
+        host, port = url.removeprefix("http://").split(":")
+        self.socket = socket.create_connection((host, int(port)), timeout=10)
+        self.file = self.socket.makefile("rb")
+
+    def answer(self) -> tuple[int, dict[str, str], bytes]:
+        status = int(self.file.readline().split()[1])
+        headers = {}
+        while line := self.file.readline().strip():
+            name, _, value = line.decode().partition(":")
+            headers[name.lower()] = value.strip()
+        return status, headers, self.file.read(int(headers["content-length"]))
+
+    def close(self) -> None:
+        self.file.close()
+        self.socket.close()
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    running = Running([str(folder), "--max-body", "300"], tmp_path_factory.mktemp("log") / "log")
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def connect(service: Running) -> Iterator[Callable[[], Connection]]:
+    made: list[Connection] = []
+
+    def begin() -> Connection:
+        made.append(Connection(service.url))
+        return made[-1]
+
+    yield begin
+    for one in made:
+        one.close()
+
+
+def test_in_one_piece_in_many_and_several_at_once(connect: Callable[[], Connection]) -> None:
+    one = connect()
+    one.socket.sendall(request(BODY))
+    status, headers, want = one.answer()
+    assert (status, headers["content-type"]) == (200, "application/json")
+    assert len(json.loads(want)["items"]) == 3
+    for byte in request(BODY):  # the same connection goes on
+        one.socket.sendall(bytes([byte]))
+    assert one.answer()[2] == want
+    similar = request(b'{"item":"i1"}', path="/similar")
+    one.socket.sendall(similar + request(BODY) * 2 + similar + request(BODY))
+    bodies = [one.answer()[2] for _ in range(5)]
+    assert bodies[1] == bodies[2] == bodies[4] == want
+    assert bodies[0] == bodies[3] != want
+
+
+def test_chunks_old_http_and_the_end_of_a_connection(connect: Callable[[], Connection]) -> None:
+    one = connect()
+    one.socket.sendall(request(BODY))
+    want = one.answer()[2]
+    head = b"POST /recommend HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+    one.socket.sendall(head + b"5\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (BODY[:5], len(BODY) - 5, BODY[5:]))
+    assert one.answer()[2] == want
+    one.socket.sendall(request(BODY, "connection: close"))
+    status, headers, body = one.answer()
+    assert (status, headers["connection"], body) == (200, "close", want)
+    assert one.file.read() == b""
+    old = connect()
+    old.socket.sendall(request(BODY, version="1.0"))
+    assert old.answer()[2] == want
+    assert old.file.read() == b""
+
+
+def test_what_is_wrong_is_told(connect: Callable[[], Connection]) -> None:
+    one = connect()
+    for body, want in ((b"{", 400), (b"{}", 422), (b" " * 10_000 + BODY, 413), (BODY, 200)):
+        one.socket.sendall(request(body))
+        assert one.answer()[0] == want
+    one.socket.sendall(b"nonsense\r\n\r\n")
+    assert one.file.readline().split()[1] == b"400"
+
+
+def test_half_a_request_is_answered_at_the_end(folder: Path, start: Callable[..., Running]) -> None:
+    service = start(str(folder))
+    one = Connection(service.url)
+    whole = request(BODY)
+    one.socket.sendall(whole[:-5])
+    time.sleep(0.2)
+    service.process.terminate()
+    time.sleep(0.5)
+    one.socket.sendall(whole[-5:])
+    status, headers, _ = one.answer()
+    assert (status, headers["connection"]) == (200, "close")
+    one.close()
+    assert service.process.wait(20) == 0
