@@ -35,6 +35,7 @@ wheel-check: .venv/dev
 	.venv/bin/python -m build --outdir .venv/dist . > .venv/build.log 2>&1 || { cat .venv/build.log; exit 1; }
 	$(PIP) --no-deps --target .venv/wheel .venv/dist/*.whl
 	test -f .venv/wheel/twotower/py.typed
+	test -f .venv/wheel/twotower/service/page/index.html
 	cd .venv/wheel && PYTHONPATH=. ../bin/python -m twotower --help > ../help.txt
 	cd .venv/wheel && PYTHONPATH=. ../bin/python -c "import twotower; assert 'wheel' in twotower.__file__, twotower.__file__"
 

@@ -34,7 +34,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _JSON = (b"content-type", b"application/json")
-_GUARDED = ("/metrics", "/about", "/items/search")
+_GUARDED = ("/metrics", "/about", "/items/search", "/queries/search")
 """What is told to those who may ask; the rest of what FastAPI has says nothing about the data."""
 
 
@@ -72,6 +72,7 @@ class Service:
             "/recommend": _Route(name="recommend", answer=self._recommend),
             "/recommend/batch": _Route(name="recommend_batch", answer=self._recommend_batch, in_thread=True),
             "/similar": _Route(name="similar", answer=self._similar),
+            "/compare": _Route(name="compare", answer=self._compare, in_thread=True),
             "/embed": _Route(name="embed", answer=self._embed, in_thread=True),
             "/items": _Route(name="items", answer=self._upsert, changes=True, in_thread=True),
             "/items/delete": _Route(name="items_delete", answer=self._delete, changes=True, in_thread=True),
@@ -267,6 +268,26 @@ class Service:
         answer = engine.similar(asked["item"], wish)
         self.metrics.add_counts(answer.found, answer.filtered, answer.returned)
         return engine.answer_bytes(answer, wish)
+
+    def _compare(self, asked: Mapping[str, Any]) -> bytes:
+        """What every arm would answer. It is shown to no user, so no exposure is logged."""
+        kind = "item" if "item" in asked else "query"
+        wish, refused = wish_of(asked, self.limits, kind), list[DataError]()
+        item, query = asked.get("item"), {} if kind == "item" else columns_of(asked, "query")
+        answers = []
+        for engine in self.served.now.engines.values():
+            try:
+                answer = engine.similar(item, wish) if kind == "item" else engine.recommend(query, wish)
+                answers.append(engine.answer_bytes(answer, wish, in_experiment=True))
+            except DataError as error:
+                refused.append(error)
+                fingerprint = orjson.dumps(engine.bundle.fingerprint)
+                answers.append(
+                    _told(str(error))[:-1] + b',"bundle":%b,"arm":%b}' % (fingerprint, orjson.dumps(engine.arm))
+                )
+        if len(refused) == len(answers):
+            raise refused[0]
+        return b'{"answers":[%b]}' % b",".join(answers)
 
     def _embed(self, asked: Mapping[str, Any]) -> bytes:
         if len(asked) != 1 or not asked.keys() <= {"query", "item"}:

@@ -56,6 +56,11 @@ def described(document: Tree, engine: Engine, limits: Limits) -> Tree:
             _object({"answers": {"type": "array", "items": answer}}, ["answers"]),
         ),
         "/similar": _post("The items most like an item", _object({"item": _ID, **wish}, ["item"]), answer),
+        "/compare": _post(
+            "What every arm of an experiment would answer, beside one another; no exposure is logged",
+            {"oneOf": [_object({key: of, **wish}, [key]) for key, of in (("query", a_query), ("item", _ID))]},
+            _object({"answers": {"type": "array", "items": {"oneOf": [answer, _refused()]}}}, ["answers"]),
+        ),
         "/embed": _post(
             "The vector of a query or an item",
             {"oneOf": [_object({"query": a_query}, ["query"]), _object({"item": columns}, ["item"])]},
@@ -170,6 +175,12 @@ def _wish(engine: Engine, limits: Limits) -> Tree:
     }
 
 
+def _refused() -> Tree:
+    """What stands in a comparison for an arm that can't answer."""
+    properties: Tree = {"error": {"type": "string"}, "bundle": {"type": "string"}, "arm": _or_null({"type": "string"})}
+    return _object(properties, ["error", "bundle", "arm"])
+
+
 def _answer() -> Tree:
     item = _object(
         {"item": {"type": "string"}, "score": {"type": "number"}, "attributes": {"type": "object"}}, ["item", "score"]
@@ -181,7 +192,7 @@ def _answer() -> Tree:
             "items": {"type": "array", "items": item},
             "counts": counts,
             "bundle": {"type": "string"},
-            "arm": {"type": "string"},
+            "arm": _or_null({"type": "string"}),
         },
         ["items", "counts", "bundle"],
     )

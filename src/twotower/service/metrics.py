@@ -10,7 +10,7 @@ import mmap
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
-ROUTES = ("recommend", "recommend_batch", "similar", "embed", "items", "items_delete", "reload", "other")
+ROUTES = ("recommend", "recommend_batch", "similar", "compare", "embed", "items", "items_delete", "reload", "other")
 STATUSES = ("2xx", "4xx", "5xx")
 STAGES = ("encode", "tower", "search", "json")
 """Of an answer: raw values to rows, rows to a vector, vector to items, items to bytes."""

@@ -9,6 +9,8 @@ import pyarrow.compute as pc
 from fastapi import FastAPI, Query
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.responses import Response
+from starlette.types import Scope
 
 from .. import __version__
 from ..data.vocabulary import one_array
@@ -18,8 +20,18 @@ from .engine import Engine
 from .serving import Served
 
 PAGE = Path(__file__).parent / "page"
+_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'",
+    "cache-control": "no-cache",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
 _TITLES = ("title", "name", "label", "headline")
 _EXAMPLES = 8
+_LOOKED_THROUGH = 1000
+"""Ids that hold a text, of which the best are told."""
 
 
 def pages(served: Served, limits: Limits) -> FastAPI:
@@ -54,8 +66,13 @@ def pages(served: Served, limits: Limits) -> FastAPI:
     ) -> JSONResponse:
         return JSONResponse({"items": _found(served.now.first, text, k)})
 
-    if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True))
+    @app.get("/queries/search", summary="Known queries whose id holds a text")
+    def search_queries(
+        text: Annotated[str, Query(min_length=1, max_length=200)], k: Annotated[int, Query(ge=1, le=100)] = 20
+    ) -> JSONResponse:
+        return JSONResponse({"queries": _found_queries(served.now.first, text, k)})
+
+    app.mount("/", _Page(directory=PAGE, html=True))
     plain = app.openapi
 
     def documented() -> dict[str, Any]:
@@ -63,6 +80,17 @@ def pages(served: Served, limits: Limits) -> FastAPI:
 
     app.openapi = documented  # type: ignore[method-assign]
     return app
+
+
+class _Page(StaticFiles):
+    """The page's files: they run no script but their own, load nothing from elsewhere, and are asked for anew after an
+    upgrade."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """With headers that hold a browser to that."""
+        response = await super().get_response(path, scope)
+        response.headers.update(_HEADERS)
+        return response
 
 
 def title_of(engine: Engine) -> str | None:
@@ -97,6 +125,7 @@ def _about(served: Served, limits: Limits) -> dict[str, Any]:
         "items_changed": served.n_changed,
         "title": title_of(engine),
         "attributes": {} if table is None else {field.name: str(field.type) for field in table.schema},
+        "query_keys": bundle.raw_queries.keys,
         "query_columns": bundle.raw_queries.columns,
         "reads_histories": bundle.raw_queries.reads_histories,
         "item_columns": list(bundle.encoders.columns("item")),
@@ -137,3 +166,17 @@ def _found(engine: Engine, text: str, k: int) -> list[dict[str, Any]]:
         {"item": item, "title": attributes.get(title) if title is not None else None}
         for item, attributes in zip(catalogue.texts(best), shown, strict=True)
     ]
+
+
+def _found_queries(engine: Engine, text: str, k: int) -> list[str]:
+    """Up to k ids of known queries: the text itself, those that begin with it, others; short ones first."""
+    if engine.bundle.queries is None:
+        return []
+    ids, wanted = engine.bundle.queries.ids(), text.lower()
+    exact = [text] if engine.bundle.queries.row_of_text(text) >= 0 else []
+    found: list[str] = []
+    for holds in (pc.starts_with, pc.match_substring):
+        if len(found) < k:
+            found += ids.filter(holds(ids, text, ignore_case=True)).slice(0, _LOOKED_THROUGH).to_pylist()
+    best = sorted(found, key=lambda one: (not one.lower().startswith(wanted), len(one), one))
+    return list(dict.fromkeys([*exact, *best]))[:k]
