@@ -69,6 +69,18 @@ class Structure:
         found: Rows = position_Bn
         return found
 
+    def propose_to_one(self, query_1D: Vectors, n: int, settings: IVFSQ8 | IVFPQ | HNSW, *, threads: int) -> Rows:
+        """[n] what ``propose`` has for one query and all positions, without what it does for others."""
+        faiss, n = _faiss(), min(n, self.n)
+        if isinstance(settings, HNSW) or self.longest or faiss.omp_get_max_threads() != threads:
+            found: Rows = self.propose(query_1D, n, settings, allowed_n=None, threads=threads)[0]
+            return found
+        query_1D = np.ascontiguousarray(query_1D)
+        score_n, position_n = np.empty(n, np.float32), np.empty(n, np.int64)
+        parameters, pointer = _parameters_of_lists(min(settings.nprobe, self.faiss_index.nlist)), faiss.swig_ptr
+        self.faiss_index.search_c(1, pointer(query_1D), n, pointer(score_n), pointer(position_n), parameters)
+        return position_n
+
     def _propose_by_bits(self, query_BD: Vectors, n: int, allowed_n: Mask | None) -> Rows:
         """Faiss takes no selector here: more are fetched, and those that are not allowed are dropped."""
         _, position_Bn = self.faiss_index.search(query_BD, min(n, self.n))
