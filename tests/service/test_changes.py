@@ -226,7 +226,7 @@ def test_workers_follow_one_another(folder: Path, tmp_path: Path, start: Callabl
     """An upsert is found by all within half a second, and what one deleted is gone."""
     service = start(str(folder), "--workers", "2", "--state", str(tmp_path / "state"))
     assert len(service.workers()) == 2
-    for number in range(5):
+    for number in range(2):
         put(service, f"new{number}")
         time.sleep(0.5)
         statuses = {_fresh(service, f"new{number}") for _ in range(12)}
@@ -242,6 +242,7 @@ def _fresh(service: Running, item: str) -> int:
     return httpx.post(f"{service.url}/similar", json={"item": item}).status_code
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_started_anew_and_nothing_acknowledged_is_lost(
     folder: Path, tmp_path: Path, start: Callable[..., Running]
 ) -> None:

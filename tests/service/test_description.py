@@ -30,6 +30,7 @@ def test_columns_are_those_of_the_schema(asking: Client, bundle: Bundle) -> None
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_schemathesis_finds_no_failure(folder: Path, tmp_path: Path) -> None:
     """Requests that the description allows, and such that it does not: the answers are described, and none is 5xx."""

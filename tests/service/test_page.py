@@ -181,7 +181,10 @@ class Browser:
         return text
 
     def names(self, list_: str = "#lists .items") -> list[str]:
-        return [one.get_attribute("data-item") for one in self.all(f"{list_} .item")]
+        """Ids of a list's items, read at once: it may be replaced at any moment."""
+        script = "return [...document.querySelectorAll(arguments[0])].map((one) => one.dataset.item)"
+        found: list[str] = self.driver.execute_script(script, f"{list_} .item")
+        return found
 
     def press(self, *keys: str) -> None:
         from selenium.webdriver import ActionChains

@@ -165,7 +165,8 @@ class Encoders:
             row = np.searchsorted(self.edges[_table(side, name, feature)], value, side="right")
             return np.where(np.isnan(value), -1, row).astype(np.int32)
         scaling = self.scalings[f"{side}.{name}"]
-        return np.nan_to_num((_measure(feature, value) - scaling.mean) / scaling.deviation).astype(np.float32)
+        with np.errstate(over="ignore"):  # what is too large is infinite, and refused where its vector is used
+            return np.nan_to_num((_measure(feature, value) - scaling.mean) / scaling.deviation).astype(np.float32)
 
     def _moments(self, side: str, name: str, feature: Time, table: pa.Table) -> dict[str, Column]:
         time_us, present = microseconds(column_of(table, feature.column), feature.column, feature.unit)

@@ -281,6 +281,8 @@ class Engine:
             vector_D = self.bundle.query_tower.run(self.single.inputs(columns, row))[0]
         else:
             vector_D = self.bundle.encode_items([columns])[0]
+        if not np.isfinite(vector_D).all():
+            raise DataError(f"{kind}: its vector is not finite, expected smaller numbers")
         vector: list[float] = vector_D.tolist()
         return vector
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
@@ -234,12 +235,18 @@ class Served:
             raise ConfigError(f"reload: there is no arm {arm!r}, but {known}")
         fingerprint = self._swap(folder, arm)
         if self._state is not None:
+            self._give_order(self._state, folder, arm, fingerprint)
+        return fingerprint
+
+    def _give_order(self, state: Path, folder: Path, arm: str, fingerprint: str) -> None:
+        """Let the other workers serve it too; of two orders at once all take up the later one."""
+        with open(state / f"{ORDERS}.lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             orders = self._orders()
             order = 1 + int(orders.get("order", 0))
             bundles = {**orders.get("bundles", {}), arm: [str(folder.resolve()), fingerprint]}
-            _write_whole(self._state / ORDERS, orjson.dumps({"order": order, "bundles": bundles}))
+            _write_whole(state / ORDERS, orjson.dumps({"order": order, "bundles": bundles}))
             self._order = order
-        return fingerprint
 
     def _swap(self, folder: Path, arm: str) -> str:
         with self._loading:

@@ -28,6 +28,8 @@ _FEW = 32
 """Up to so many items of a history are looked up one by one."""
 _MAX_INT = 2**53
 """Whole numbers below are the same as floats."""
+_LARGE = 1e30
+"""Numbers beyond may be too large for a float32."""
 _NO_ROWS, _NO_WEIGHTS = np.full((1, 1), -1, np.int64), np.zeros((1, 1), np.float32)
 
 
@@ -260,6 +262,5 @@ def _number_quickly(
 
 def _number(value: object) -> NDArray[np.float64] | None:
     if type(value) is float or (type(value) is int and -_MAX_INT < value < _MAX_INT):
-        number = np.array([value], np.float64)
-        return number if np.isfinite(number[0]) else None
+        return np.array([value], np.float64) if -_LARGE < value < _LARGE else None
     return None
