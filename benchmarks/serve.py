@@ -258,21 +258,22 @@ def measure(folder: Path, seconds: int, rounds: int, peer: Path | None) -> dict[
     ports = {"ours": PORT, "bare": PORT + 1, "litserve": PORT + 2}
     scripts = {name: folder / ("ours.lua" if name == "ours" else "others.lua") for name in commands}
     of: dict[str, dict[int, list[dict[str, float]]]] = {name: {c: [] for c in CONNECTIONS} for name in commands}
-    spent: dict[str, float] = {}
-    for _ in range(rounds):
+    with contextlib.ExitStack() as servers:
+        up = {}
         for name, command in commands.items():
             body = scripts[name].with_suffix(".txt").read_text().split("\n")[0]
-            with running(command, ports[name], body) as server:
-                load(ports[name], scripts[name], 4, 1)
-                for connections in CONNECTIONS:
+            up[name] = servers.enter_context(running(command, ports[name], body))
+            load(ports[name], scripts[name], 8, 2)
+        for _ in range(rounds):
+            for connections in CONNECTIONS:
+                for name, server in up.items():  # the others are idle meanwhile
                     before = cpu_seconds(server.pid)
                     measured = load(ports[name], scripts[name], connections, seconds)
                     spent_s = cpu_seconds(server.pid) - before
                     measured["cpu_us"] = 1e6 * spent_s / (measured["requests_per_s"] * seconds)
                     of[name][connections].append(measured)
                     print(name, connections, {key: round(value, 2) for key, value in measured.items()}, flush=True)
-                if name == "ours":
-                    spent = stages(PORT)
+        spent = stages(PORT)
     table = {name: {c: _median(each) for c, each in by.items()} for name, by in of.items()}
     found: dict[str, Any] = {
         "requests_per_s": table["ours"][8]["requests_per_s"],
