@@ -342,6 +342,15 @@ def test_only_the_same_run_goes_on(run: Run, data: Data, tmp_path: Path) -> None
 # ---------------------------------------------------------------- Ctrl-C
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT interrupts, as in a terminal: what runs in the background is started without it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_waits_for_the_end_of_the_step(run: Run, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     rarely = replace(run, training=replace(run.training, checkpoint_every_s=math.inf))
@@ -363,6 +372,7 @@ def test_ctrl_c_waits_for_the_end_of_the_step(run: Run, whole: Path, tmp_path: P
     assert all(found[name] == want[name] for name in ("best", "last", "best state", "last state", "train"))
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_the_second_ctrl_c_does_not_wait() -> None:
     with Interrupts() as interrupts:
         os.kill(os.getpid(), signal.SIGINT)
