@@ -75,6 +75,30 @@ def test_the_target_is_met_on_other_queries(kind: IndexSettings) -> None:
         assert lower_bound(missed_Q) < 0.9
 
 
+def test_lists_that_miss_are_no_reason_to_rank_more() -> None:
+    """Without clusters the best items lie in many lists; their codes are as right as ever."""
+    rng = np.random.default_rng(0)
+    vector_MD, query_QD = (rng.standard_normal((n, 64), np.float32) for n in (4_000, 120))
+    tuned = tune(Index.build(vector_MD, IVFSQ8(nlist=100)), query_QD, k=K, target_recall=0.95).settings
+    assert isinstance(tuned, IVFSQ8)
+    assert tuned.nprobe > 30
+    assert tuned.k_factor <= 1.5
+
+
+def test_lists_too_short_for_k_are_no_success() -> None:
+    """A list of ten items can't hold the best twenty: one list would be completed by looking at everything."""
+    rng = np.random.default_rng(0)
+    index = Index.build(clustered(rng, 3_000, WIDTH), IVFSQ8(nlist=300, nprobe=1))
+    query_QD = clustered(rng, 60, WIDTH)
+    short, truth = index.search(query_QD, K, complete=False), index.search(query_QD, K, exact=True)
+    assert (short.row_Bk == -1).any()
+    assert recall_of(index.search(query_QD, K), truth).mean() > recall_of(short, truth).mean()
+    tuned = tune(index, query_QD, k=K, target_recall=0.9)
+    assert isinstance(tuned.settings, IVFSQ8)
+    assert tuned.settings.nprobe > 2
+    assert tuned.met
+
+
 def test_a_target_out_of_reach_is_not_met() -> None:
     rng = np.random.default_rng(0)
     index = Index.build(clustered(rng, 9_000, WIDTH), HNSW(m=2, ef_construction=1))

@@ -37,6 +37,10 @@ class Found:
     score_Bk: NDArray[np.float32]
     """Inner products, float32; -inf where the row is -1."""
 
+    def first(self, n: int | None) -> Found:
+        """Of the first n queries; of all, if None."""
+        return Found(row_Bk=self.row_Bk[:n], score_Bk=self.score_Bk[:n])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
@@ -247,12 +251,13 @@ class Index:
         allowed: Mask | None = None,
         excluded: Sequence[Rows] | None = None,
         exact: bool = False,
+        complete: bool = True,
     ) -> Found:
         """The k items with the greatest inner product with each query.
 
         ``allowed`` says which rows may be found (rows beyond its end may not); ``excluded`` holds rows that a query
         must not find, an array a query. k items come back wherever there are k: where an approximate search finds
-        fewer, all items are looked at, as they are with ``exact``.
+        fewer, all items are looked at, as they are with ``exact``. Without ``complete`` the list stays short.
 
         Raises:
             DataError: queries of another width or not finite, a mask that is none, not one array a query.
@@ -269,7 +274,7 @@ class Index:
             allowed = _mask(allowed, content.n_rows)
         if excluded is not None and len(excluded) != len(query_BD):
             raise DataError(f"excluded: found {len(excluded)} arrays, expected one for each of {len(query_BD)} queries")
-        key_Bk = self._search_base(content, query_BD, k, allowed, excluded, exact)
+        key_Bk = self._search_base(content, query_BD, k, allowed, excluded, exact, complete)
         if len(content.delta_row_d):
             delta_Bk = nearest(
                 query_BD,
@@ -322,6 +327,7 @@ class Index:
         allowed: Mask | None,
         excluded: Sequence[Rows] | None,
         exact: bool,
+        complete: bool,
     ) -> Keys:
         """[B, k] keys of what the base finds."""
         wanted_M, n_wanted = content.live_M, content.n_live
@@ -345,7 +351,7 @@ class Index:
         )
         row_Bn = position_Bn if row_n is None else np.where(position_Bn < 0, -1, row_n[position_Bn])
         key_Bk = _ranked(content.vector_MD, query_BD, row_Bn, k, excluded)
-        short = np.flatnonzero(key_Bk[:, -1] == NOTHING)
+        short = np.flatnonzero(key_Bk[:, -1] == NOTHING) if complete else ()
         if len(short):
             lists = None if excluded is None else [excluded[int(b)] for b in short]
             key_Bk[short] = _nearest_of(content, query_BD[short], k, wanted_M, n_wanted, lists)

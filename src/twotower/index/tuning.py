@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +19,8 @@ LEAST_QUERIES = 30
 """Fewer say too little of recall."""
 _ONE_SIDED = 1.645
 """Standard errors below a mean, above which the true one is with 95%."""
+_FACTOR_QUERIES = 100
+"""Queries that ``k_factor`` of lists is found on, as each looks at all of them."""
 _FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
 """Those tried for ``k_factor`` of lists: the scores of their codes are wrong by little."""
 _FILTER_SHARE, _FILTERED_QUERIES, _MOST_FILTER_FACTOR = 0.1, 200, 64
@@ -47,6 +50,12 @@ class Tuned:
         return self.low >= self.target_recall
 
 
+class _Look(Protocol):
+    """What some settings give, on the first so many queries."""
+
+    def __call__(self, settings: IndexSettings, most: int | None = None) -> Tuned: ...
+
+
 def recall_of(found: Found, truth: Found) -> NDArray[np.float64]:
     """[B] share of the best items that were found; an item that scores as much as the last of the best is one.
 
@@ -71,7 +80,8 @@ def tune(
 ) -> Tuned:
     """The cheapest search settings whose recall at k is at least ``target_recall`` with 95%, on these queries.
 
-    What is right is found by looking at everything. Queries should be such as will come, and none that the index is
+    What is right is found by looking at everything; lists that come back short count as they are, for to complete them
+    would be right, and slow. Queries should be such as will come, and none that the index is
     measured by afterwards. Found by bisection: of lists, first the least ``k_factor`` that leaves half of the misses to
     the lists, then ``nprobe``; else ``ef_search`` or ``k_factor``. Recall is taken to rise with each of them. In a
     catalogue so large that a filter may leave too many to look at all, ``filter_factor`` is found the same way under a
@@ -88,15 +98,17 @@ def tune(
         raise ConfigError(f"target_recall is {target_recall}, expected more than 0 and less than 1")
     truth = index.search(query_QD, k, allowed=allowed, exact=True)
 
-    def look(settings: IndexSettings) -> Tuned:
-        recall_Q = recall_of(index.look(settings).search(query_QD, k, allowed=allowed), truth)
+    def look(settings: IndexSettings, most: int | None = None) -> Tuned:
+        recall_Q = recall_of(
+            index.look(settings).search(query_QD[:most], k, allowed=allowed, complete=False), truth.first(most)
+        )
         return Tuned(
             settings=settings,
             k=k,
             target_recall=target_recall,
             recall=float(recall_Q.mean()),
             low=lower_bound(recall_Q),
-            n_queries=len(query_QD),
+            n_queries=len(recall_Q),
         )
 
     tuned = _tune_unfiltered(look, index, k, target_recall)
@@ -106,7 +118,7 @@ def tune(
     return replace(tuned, settings=_tune_filtered(index, tuned, query_QD, mask))
 
 
-def _tune_unfiltered(look: Callable[[IndexSettings], Tuned], index: Index, k: int, target_recall: float) -> Tuned:
+def _tune_unfiltered(look: _Look, index: Index, k: int, target_recall: float) -> Tuned:
     settings = index.settings
     if isinstance(settings, (IVFSQ8, IVFPQ)):
         return _tune_lists(look, settings, index.most, target_recall)
@@ -127,19 +139,19 @@ def _tune_filtered(index: Index, tuned: Tuned, query_QD: Vectors, mask: Mask) ->
 
     def with_factor(factor: int) -> Tuned:
         tried = replace(settings, filter_factor=float(factor))
-        recall_Q = recall_of(index.look(tried).search(query_QD, tuned.k, allowed=mask), truth)
+        recall_Q = recall_of(index.look(tried).search(query_QD, tuned.k, allowed=mask, complete=False), truth)
         return replace(tuned, settings=tried, recall=float(recall_Q.mean()), low=lower_bound(recall_Q))
 
     return _least(with_factor, 1, _MOST_FILTER_FACTOR).settings
 
 
-def _tune_lists(look: Callable[[IndexSettings], Tuned], settings: IVFSQ8 | IVFPQ, nlist: int, target: float) -> Tuned:
-    """``k_factor`` with so many lists that few misses are theirs, then ``nprobe``."""
-    many = min(nlist, max(64, nlist // 8))
+def _tune_lists(look: _Look, settings: IVFSQ8 | IVFPQ, nlist: int, target: float) -> Tuned:
+    """``k_factor`` with all lists, where every miss is one of the codes, then ``nprobe``."""
     share = target + (1 - target) / 2
 
     def with_factor(place: int) -> Tuned:
-        return replace(look(replace(settings, nprobe=many, k_factor=_FACTORS[place])), target_recall=share)
+        tried = replace(settings, nprobe=nlist, k_factor=_FACTORS[place])
+        return replace(look(tried, _FACTOR_QUERIES), target_recall=share)
 
     rough = _least(with_factor, 0, len(_FACTORS) - 1).settings
     assert isinstance(rough, (IVFSQ8, IVFPQ))
