@@ -292,7 +292,10 @@ def plot(days: Sequence[DayResult], path: Path) -> None:
         for arm in ARMS:
             points = [(week, mean(some, arm, new=new)) for week, some in weeks.items() if _has(some, arm, new)]
             axis.plot(
-                [at for at, _ in points], [value for _, value in points], "o-" if arm == "full" else ".-", label=arm
+                [at for at, _ in points],
+                [value for _, value in points],
+                "o" if arm == "full" else ".-",
+                label="full (single days)" if arm == "full" else arm,
             )
         axis.set(ylabel=f"recall@20{', items new in 30 days' if new else ''}")
         axis.legend()
