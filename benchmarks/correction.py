@@ -65,7 +65,7 @@ def arms() -> list[Arm]:
         temperature = f"loss.temperature={t}"
         found.append(Arm(f"plain t={t}", (temperature, "loss.correction=none")))
         for correction in ("negatives", "all"):
-            settings = (temperature, f"loss.correction={correction}")
+            settings: tuple[str, ...] = (temperature, f"loss.correction={correction}")
             found.append(Arm(f"{correction} t={t} streaming", (*settings, STREAMING)))
             if correction == "negatives":
                 found.append(Arm(f"{correction} t={t} streaming from nothing", (*settings, COLD)))

@@ -244,7 +244,7 @@ def ratio(
 
 def mean(days: Sequence[DayResult], arm: str, *, new: bool = False) -> float:
     """Recall over the customers of days."""
-    some = [getattr(day, arm) for day in days if getattr(day, arm)]
+    some: list[Recalled] = [getattr(day, arm) for day in days if getattr(day, arm)]
     if new:
         return sum(one.found_new for one in some) / max(sum(one.queries_new for one in some), 1)
     return sum(one.found for one in some) / sum(one.queries for one in some)
@@ -304,7 +304,7 @@ def plot(days: Sequence[DayResult], path: Path) -> None:
 
 
 def _has(days: Sequence[DayResult], arm: str, new: bool) -> bool:
-    some = [getattr(day, arm) for day in days if getattr(day, arm)]
+    some: list[Recalled] = [getattr(day, arm) for day in days if getattr(day, arm)]
     return sum(one.queries_new if new else one.queries for one in some) > 0
 
 

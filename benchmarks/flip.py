@@ -42,7 +42,7 @@ from benchmarks.harness import report, show
 from twotower.config import Run, Training
 from twotower.data.ingest import ingest
 from twotower.data.store import Store
-from twotower.frequency import StreamingFrequency
+from twotower.frequency import Frequency, StreamingFrequency
 from twotower.negatives import InBatch
 from twotower.records import Batch
 from twotower.schema import Id, Interactions, Schema
@@ -200,7 +200,7 @@ class Hits:
         self.gap_MN = torch.full((len(self.p_M), self.most + 1), math.nan, dtype=torch.float64)
         self.hits_M = torch.zeros(len(self.p_M), dtype=torch.int64)
 
-    def see(self, item_P: Tensor, frequency: StreamingFrequency) -> None:
+    def see(self, item_P: Tensor, frequency: Frequency) -> None:
         """A batch after the flip that the estimate has just observed: an item of it is read as its bucket has it."""
         item = item_P.unique()
         item = item[self.hits_M[item] <= self.most]
@@ -241,7 +241,7 @@ class PerHit:
     """Root mean square of (d_n - E d_n) / deviation: 1 if the variance is as expected."""
 
 
-def error(frequency: StreamingFrequency, flip: Flip, after: bool) -> float:
+def error(frequency: Frequency, flip: Flip, after: bool) -> float:
     """1 / (2 B) sum_i |estimate_i - p_i|"""
     found_M = frequency.log_presence(torch.arange(flip.n_items)).double().exp()
     return float((found_M - flip.presence_M(after)).abs().sum()) / (2 * flip.batch_size)
@@ -261,7 +261,8 @@ def follow(flip: Flip, folder: Path, *, seed: int, every: int, most_hits: int, o
     """Train through the flip and watch the model's estimate, and those of ``ESTIMATES`` beside it."""
     beside = {name: copy.deepcopy(frequency) for name, frequency in ESTIMATES.items() if name != MODEL}
     run = run_of(flip.batch_size, ESTIMATES[MODEL])
-    hits, at, errors = Hits(p_M=flip.presence_M(True), most=most_hits), [], {name: [] for name in ESTIMATES}
+    hits, at = Hits(p_M=flip.presence_M(True), most=most_hits), []
+    errors: dict[str, list[float]] = {name: [] for name in ESTIMATES}
     with settings_of(run.training):
         store = ingested(flip, folder, seed)
         for step, batch, model in trained(run, store, beside, only_frequencies=only_frequencies):

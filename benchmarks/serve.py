@@ -97,7 +97,7 @@ def make_bundle(folder: Path, n_items: int) -> None:
     seen = [np.unique(lists.value[lists.offset[q] : lists.offset[q + 1]]) for q in range(len(lists))]
     seen_lists = RaggedArray.of_lengths(np.array([len(one) for one in seen]), np.concatenate(seen))
     (folder / "bundle").mkdir()
-    content = Content(vector_MD=vector_MD, index=index, seen=seen_lists, recent=lists, attributes=None, about={})
+    content = Content(vector_MD=vector_MD, index=index, seen=seen_lists, latest=lists, attributes=None, about={})
     write_bundle(folder / "bundle", store, towers, content)
 
 

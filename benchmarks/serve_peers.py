@@ -24,6 +24,9 @@ K = 100
 class Answers:
     """The job: a vector in, K items with scores out."""
 
+    index: Any
+    """Of Faiss, whose ``nprobe`` its types do not know."""
+
     def __init__(self, folder: Path) -> None:
         about = json.loads((folder / "peer.json").read_text())
         faiss.omp_set_num_threads(1)

@@ -105,8 +105,8 @@ class Als(Contender):
         def keep(iteration: int, seconds: float, loss: float | None) -> None:
             nonlocal copying
             now = time.perf_counter()
-            vectors = [torch.from_numpy(x.copy()) for x in (model.user_factors, model.item_factors)]
-            after.append((now - started - copying, *vectors))
+            query_UD, item_MD = (torch.from_numpy(x.copy()) for x in (model.user_factors, model.item_factors))
+            after.append((now - started - copying, query_UD, item_MD))
             copying += time.perf_counter() - now
 
         with threadpool_limits(1, "blas"):
