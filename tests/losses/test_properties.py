@@ -187,6 +187,15 @@ def test_gbce_uncalibrated_is_binary_cross_entropy() -> None:
     assert (found - want / (K + 1)).abs().max() < 1e-12
 
 
+def test_losses_that_count_the_catalogue_count_its_live_items() -> None:
+    made = facts(n_items=19, n_queries=7, live_M=torch.arange(19) < 10)
+    loss, adaptive = GBCE(), AdapTau(least=0.0)
+    loss.setup(made)
+    assert loss.n_live == 10
+    adaptive.setup(replace(made, query_count_Q=torch.full((7,), 2)))
+    assert adaptive.inverse_temperature.item() == pytest.approx(math.log(7 * 10 / (2 * 14)) / 0.7)
+
+
 # ---------------------------------------------------------------- squared, WARP
 
 

@@ -25,8 +25,8 @@ class AdapTau(RowLoss):
         1 / t_0 = log(|U| |I| / (2 |D|)) / (mean cosine of positives - mean cosine of all pairs)
         t_u = t_0 e^{W(max((L_u - L) / beta, -1/e))}
 
-    |U| queries, |I| items, |D| training pairs (queries with few pairs, below the quantile ``least``, left out); W is
-    Lambert's function; L_u the loss of the query's positives at temperature 1 when it was last met, L its mean over
+    |U| queries, |I| live items, |D| training pairs (queries with few pairs, below the quantile ``least``, left out); W
+    is Lambert's function; L_u the loss of the query's positives at temperature 1 when it was last met, L its mean over
     queries. A query that is fitted badly gets a higher temperature: softer. One that was not met yet has t_0. The gap
     of cosines is taken as .7 until ``warm_up`` epochs are over, then measured anew over every epoch. A refit has the
     t_0 that the first fit ended with, from its own warm-up on: the formula holds the density of the pairs, and with
@@ -79,7 +79,7 @@ class AdapTau(RowLoss):
         if not len(trained):
             raise ConfigError("loss: AdapTau has a temperature for each query, but queries have no id: name one")
         kept = trained[trained >= trained.quantile(self.least)]
-        odds = len(kept) * facts.n_items / (2 * float(kept.sum()))
+        odds = len(kept) * facts.n_live / (2 * float(kept.sum()))
         self.log_odds = math.log(max(odds, 1 + 1e-6))
         self.steps_per_epoch = facts.steps_per_epoch
         self.register_buffer("inverse_temperature", torch.tensor(self.log_odds / _START))

@@ -92,16 +92,16 @@ class NCE(RowLoss):
 class GBCE(RowLoss):
     """-1/(K + 1) [ beta log sigmoid(p) + sum_j w_j log(1 - sigmoid(s_j)) ], beta = 1 - t (1 - K / (M - 1)).
 
-    K = sum_j w_j negatives of M items sampled without correction make a model overconfident; a positive of weight beta
-    undoes that. ``calibration`` t = 0 is plain binary cross-entropy, t = 1 gives probabilities that are calibrated over
-    the whole catalogue.
+    K = sum_j w_j negatives of M live items sampled without correction make a model overconfident; a positive of weight
+    beta undoes that. ``calibration`` t = 0 is plain binary cross-entropy, t = 1 gives probabilities that are calibrated
+    over the whole catalogue.
 
     Source: Petrov and Macdonald, RecSys 2023, arXiv 2308.07192, equations 11 and 12.
     """
 
     calibration: float = 0.75
 
-    n_items: int = field(init=False)
+    n_live: int = field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,12 +114,12 @@ class GBCE(RowLoss):
             )
 
     def setup(self, facts: Facts) -> None:
-        self.n_items = facts.n_items
+        self.n_live = facts.n_live
 
     def rows(self, scores: Scores) -> Tensor:
         """(beta softplus(-p) + sum_j w_j softplus(s_j)) / (K + 1)"""
         n_C = scores.weight().sum(1)
-        beta_C = 1 - self.calibration * (1 - n_C / max(self.n_items - 1, 1)).clamp(min=0)
+        beta_C = 1 - self.calibration * (1 - n_C / max(self.n_live - 1, 1)).clamp(min=0)
         positive_p = scores.to_pairs(beta_C) * F.softplus(-scores.row["positive"])
         negative_p = scores.to_pairs(scores.sum(F.softplus(scores.negative)))
         return (positive_p + negative_p) / scores.to_pairs(n_C + 1)
