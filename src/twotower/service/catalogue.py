@@ -13,9 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..bundle import Bundle, Where
-from ..bundle.attributes import rows_where
-from ..data.arrow import did_you_mean
-from ..data.files import listed
+from ..bundle.attributes import check_attribute, rows_where
 from ..data.vocabulary import text_form
 from ..errors import DataError
 from .single_query import plain_text
@@ -135,7 +133,7 @@ class Catalogue:
 
         Raises DataError for an attribute that is not there.
         """
-        self._check_attribute(attribute, "at_most")
+        check_attribute(attribute, self.attribute_names, "at_most")
         if attribute not in self._codes:
             table = self._bundle.attributes
             assert table is not None
@@ -155,7 +153,7 @@ class Catalogue:
     def shown(self, rows: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
         """Attributes of rows. Raises DataError for one that is not there."""
         for name in names:
-            self._check_attribute(name, "show")
+            check_attribute(name, self.attribute_names, "show")
         table = self._bundle.attributes
         if table is None or not names:
             return [{} for _ in rows]
@@ -183,11 +181,6 @@ class Catalogue:
             except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
                 raise DataError(f"item {at}: {name!r} is {value!r}, expected {table[name].type}") from error
         return found
-
-    def _check_attribute(self, name: str, where: str) -> None:
-        names = self.attribute_names
-        if name not in names:
-            raise DataError(f"{where}: there is no attribute {name!r}, but {listed(names)}{did_you_mean(name, names)}")
 
     # ------------------------------------------------------------ changes
 
