@@ -171,19 +171,22 @@ def training(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
         def open(model: Path) -> Retriever:
             return Retriever(model)
 
-        def recommend(self, query: dict[str, object], *, k: int, filter_seen: bool) -> list[Found]:
+        def recommend(
+            self, query: dict[str, object], *, k: int, filter_seen: bool, exclude: tuple[str, ...]
+        ) -> list[Found]:
             if query == {"user": "stranger"}:
                 raise DataError("nobody\nknows")
             if query == {"user": "impatient"}:
                 raise KeyboardInterrupt
-            return [Found(f"{self.model.name} {query['user']} {k} {filter_seen}", 0.25), Found("other", -1.5)]
+            given = [self.model.name, query["user"], k, filter_seen, *exclude]
+            return [Found(" ".join(map(str, given)), 0.25), Found("other", -1.5)]
 
         def recommend_all(self, out: Path, *, k: int, filter_seen: bool) -> int:
             out.write_text(f"{self.model.name} {k} {filter_seen}", encoding="utf-8")
             return 1234
 
-        def similar(self, item: str, *, k: int) -> list[Found]:
-            return [Found(f"like {item} {k}", 0.5)]
+        def similar(self, item: str, *, k: int, exclude: tuple[str, ...]) -> list[Found]:
+            return [Found(" ".join(["like", item, str(k), *exclude]), 0.5)]
 
     def export(model: Path, out: Path, **settings: object) -> Call:
         return Call([model.name, out.name, settings])
@@ -224,6 +227,10 @@ def test_lists_of_all_queries_and_items_like_one(tmp_path: Path, capsys: pytest.
     assert out.read_text(encoding="utf-8") == "m 5 False"
     assert cli.main(["similar", "m", "--item", "i1", "--k", "2"]) == 0
     assert capsys.readouterr().out == "  0.5000  like i1 2\n"
+    assert cli.main(["similar", "m", "--item", "i1", "--exclude", "i2", "--exclude", "i3"]) == 0
+    assert capsys.readouterr().out == "  0.5000  like i1 10 i2 i3\n"
+    assert cli.main(["recommend", "m", "--query", '{"user": "u1"}', "--exclude", "i4"]) == 0
+    assert capsys.readouterr().out == "  0.2500  m u1 10 True i4\n -1.5000  other\n"
 
 
 @pytest.mark.usefixtures("training")

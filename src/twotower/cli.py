@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -224,6 +225,9 @@ def recommend(
     out: Path | None = None,
     k: int = 10,
     filter_seen: Annotated[bool, Parameter(negative="--no-filter-seen")] = True,
+    where: Repeated = (),
+    exclude: Repeated = (),
+    show: str | None = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the k best items for a query: score and item id, a line each; or for all known queries, into a file.
@@ -243,21 +247,45 @@ def recommend(
         How many items.
     filter_seen
         Leave out the items of the query's own events.
+    where
+        What items must be by an attribute of the bundle: section=news, a list as section=a,b, a range as
+        year=2010..2020 with either end, or JSON as the service takes it; as often as there are attributes.
+    exclude
+        The id of an item to leave out; as often as you like.
+    show
+        Attributes of the bundle to print beside each item, such as title,section.
     as_json
         Print the items as JSON.
     """
     if all_queries == (query is not None) or all_queries != (out is not None):
         raise ConfigError("recommend: expected either --query, or --all-queries with --out")
     if out is not None:
+        if where or exclude or show is not None:
+            raise ConfigError("recommend: --where, --exclude and --show are for one query, not for --all-queries")
         n = _opened(model).recommend_all(out, k=k, filter_seen=filter_seen)
         print(json.dumps({"lines": n}) if as_json else f"wrote {n:,} lines to {out}")
         return
     columns = _json_object(query or "")
-    _print_found(_opened(model).recommend(columns, k=k, filter_seen=filter_seen), as_json)
+    if where or show is not None:
+        bundle = _with_attributes(model)
+        found = bundle.recommend(columns, k=k, filter_seen=filter_seen, exclude=exclude, where=bundle.where_of(where))
+        _print_shown(bundle, found, show, as_json)
+    else:
+        _print_found(_opened(model).recommend(columns, k=k, filter_seen=filter_seen, exclude=exclude), as_json)
 
 
 @app.command(sort_key=9)
-def similar(model: Path, /, *, item: str, k: int = 10, as_json: AsJson = False) -> None:
+def similar(
+    model: Path,
+    /,
+    *,
+    item: str,
+    k: int = 10,
+    where: Repeated = (),
+    exclude: Repeated = (),
+    show: str | None = None,
+    as_json: AsJson = False,
+) -> None:
     """Find the k items whose vectors are most like that of an item: score and item id, a line each.
 
     Parameters
@@ -268,14 +296,49 @@ def similar(model: Path, /, *, item: str, k: int = 10, as_json: AsJson = False) 
         Its id.
     k
         How many items.
+    where
+        What items must be by an attribute of the bundle: section=news, a list as section=a,b, a range as
+        year=2010..2020 with either end, or JSON as the service takes it; as often as there are attributes.
+    exclude
+        The id of an item to leave out; as often as you like.
+    show
+        Attributes of the bundle to print beside each item, such as title,section.
     as_json
         Print the items as JSON.
     """
-    _print_found(_opened(model).similar(item, k=k), as_json)
+    if where or show is not None:
+        bundle = _with_attributes(model)
+        found = bundle.similar(item, k=k, exclude=exclude, where=bundle.where_of(where))
+        _print_shown(bundle, found, show, as_json)
+    else:
+        _print_found(_opened(model).similar(item, k=k, exclude=exclude), as_json)
 
 
 def _print_found(found: list[Recommendation], as_json: bool) -> None:
     print(_as_json(found) if as_json else "\n".join(f"{best.score:8.4f}  {best.item}" for best in found))
+
+
+def _print_shown(bundle: Bundle, found: list[Recommendation], show: str | None, as_json: bool) -> None:
+    """What was found, with attributes if any are to be shown."""
+    if show is None:
+        _print_found(found, as_json)
+        return
+    shown = bundle.shown([best.item for best in found], _names(show))
+    if as_json:
+        lines = [{**dataclasses.asdict(best), "attributes": of} for best, of in zip(found, shown, strict=True)]
+        print(json.dumps(lines, default=_time_as_text, ensure_ascii=False))
+        return
+    for best, of in zip(found, shown, strict=True):
+        values = ["-" if value is None else " ".join(str(value).split()) for value in of.values()]
+        print("  ".join([f"{best.score:8.4f}", best.item, *values]))
+
+
+def _time_as_text(value: object) -> str:
+    return value.isoformat() if isinstance(value, date | time) else str(value)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 @app.command(sort_key=10)
@@ -320,7 +383,7 @@ def export(
     """
     from .training import export
 
-    columns = None if show is None else [name.strip() for name in show.split(",") if name.strip()]
+    columns = None if show is None else _names(show)
     settings = _index_settings(index, overrides)
     done = export(
         model,
@@ -769,6 +832,18 @@ def _opened(folder: Path) -> Bundle | Retriever:
     from .training import Retriever
 
     return Retriever.open(folder)
+
+
+def _with_attributes(folder: Path) -> Bundle:
+    """The bundle in a folder, since a model knows no attributes of items."""
+    from .bundle import Bundle, is_bundle
+
+    if folder.is_dir() and not is_bundle(folder):
+        raise ConfigError(
+            f"{folder}: found no bundle, and --where and --show need the attributes of one: export the model first, "
+            f"twotower export {folder} --out bundle --show COLUMNS"
+        )
+    return Bundle.open(folder)
 
 
 def _json_object(text: str) -> dict[str, object]:

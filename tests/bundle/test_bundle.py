@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tests.bundle import shop
 from twotower import cli
 from twotower.bundle import Bundle, Recommendation
+from twotower.bundle.attributes import rows_where, where_of
 from twotower.bundle.bundle import BUNDLE
 from twotower.errors import ArtifactError, DataError
 from twotower.index import IVFSQ8, Found, Index
@@ -179,6 +180,19 @@ def test_excluded_items_make_room_for_others(bundle: Bundle) -> None:
     assert [r.item for r in bundle.similar("i1", k=5, exclude=seven[:2])] == seven[2:]
 
 
+def test_a_model_leaves_out_the_same_items(bundle: Bundle, retriever: Retriever, model: Path) -> None:
+    out = [r.item for r in retriever.recommend({"user": "u1"}, k=3)] + ["no such item"]
+    for filter_seen in (True, False):
+        found = retriever.recommend({"user": "u1"}, k=300, filter_seen=filter_seen, exclude=out)
+        assert len(found) == shop.ITEMS - 3 - filter_seen * len(bundle.seen("u1"))
+        same(found, bundle.recommend({"user": "u1"}, k=300, filter_seen=filter_seen, exclude=out))
+    assert recommend(model, {"user": "u1"}, k=1, exclude=out)[0].item not in out
+    stranger = retriever.recommend({"country": "c1"}, k=2)
+    assert retriever.recommend({"country": "c1"}, k=1, exclude=[stranger[0].item]) == stranger[1:]
+    near = [r.item for r in retriever.similar("i1", k=3)]
+    assert [r.item for r in similar(model, "i1", k=2, exclude=near[:1])] == near[1:]
+
+
 def test_filters_leave_as_many_as_there_are(bundle: Bundle) -> None:
     everything = bundle.recommend({"user": "u1"}, k=1000, filter_seen=False)
     shown = dict(zip([r.item for r in everything], bundle.shown([r.item for r in everything]), strict=True))
@@ -215,6 +229,13 @@ def test_what_is_shown(bundle: Bundle, model: Path) -> None:
     found = bundle.shown(["i9", "i10"])
     assert [row["title"] for row in found] == [titles[9]["title"], titles[10]["title"]]
     assert found[0]["year"] is None
+    assert bundle.shown(["i10", "i9"], ["year", "title"]) == [
+        {"year": 2010, "title": titles[10]["title"]},
+        {"year": None, "title": titles[9]["title"]},
+    ]
+    assert bundle.shown(["i9"], []) == [{}]
+    with pytest.raises(DataError, match=r"show: there is no attribute 'yaer', but .* did you mean 'year'"):
+        bundle.shown(["i9"], ["yaer"])
     with pytest.raises(DataError, match="item: 'i999' is not known"):
         bundle.shown(["i999"])
 
@@ -225,11 +246,72 @@ def test_columns_to_show_are_chosen(model: Path, tmp_path: Path) -> None:
     export(model, tmp_path / "none", show=[])
     none = Bundle.open(tmp_path / "none")
     assert none.shown(["i2"]) == [{}]
+    for ask in (lambda: none.shown(["i2"], ["kind"]), lambda: none.where_of(["kind=k1"])):
+        with pytest.raises(DataError, match="the bundle has no attributes"):
+            ask()
     with pytest.raises(DataError, match="the bundle has no attributes"):
         none.recommend({"user": "u1"}, where={"kind": "k1"})
     with pytest.raises(DataError, match=r"items: there is no column 'titel' to show, but .* did you mean 'title'"):
         export(model, tmp_path / "wrong", show=["titel"])
     assert not (tmp_path / "wrong").exists()
+
+
+NIGHT = {
+    "kind": pa.array(["a", "b, c", None, "a..z"]),
+    "year": pa.array([2001, 2004, None, 2010], pa.int32()),
+    "price": [1.5, 2.5, -3.0, 1e9],
+    "new": [True, False, None, True],
+    "day": pa.array([0, 19_000, 19_723, None], pa.date32()),  # 1970-01-01, 2022-01-08, 2024-01-01
+}
+
+
+@pytest.mark.parametrize(
+    ("texts", "rows"),
+    [
+        (["kind=a"], [0]),
+        (["kind=a,none such"], [0]),
+        (['kind=["b, c", "a..z"]'], [1, 3]),
+        (["kind=a..b, c", "year=2001"], None),
+        (["year=2004,2010"], [1, 3]),
+        (["year=2004.."], [1, 3]),
+        (["year=..2004"], [0, 1]),
+        (["year=2002..2009", "price=2.5"], [1]),
+        (['year={"from": 2002}', "price=..2.5"], [1]),
+        (["price=-3.0..1.5"], [0, 2]),
+        (["price=1e9"], [3]),
+        (["new=true"], [0, 3]),
+        (["day=2022-01-08..2023-12-31"], [1]),
+        (["day=2024-01-01"], [2]),
+        (["kind="], []),
+    ],
+)
+def test_what_people_type_is_a_filter(texts: list[str], rows: list[int] | None) -> None:
+    if rows is None:
+        with pytest.raises(DataError, match=r"'a\.\.b, c', expected a value, a list a,b or a range from\.\.to"):
+            where_of(pa.table(NIGHT), texts)
+    else:
+        assert np.flatnonzero(rows_where(pa.table(NIGHT), where_of(pa.table(NIGHT), texts))).tolist() == rows
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (["kind"], "where: found 'kind', expected name=value, name=a,b or name=from..to"),
+        (["knd=a"], "where: there is no attribute 'knd', but .* did you mean 'kind'"),
+        (["kind=a", "kind=b"], "where: 'kind' is given twice"),
+        (["kind=.."], "where: 'kind' is '..', expected a value, a list a,b or a range"),
+        (["kind=a..b..c"], "where: 'kind' is 'a..b..c', expected a value"),
+        (["year=late"], "where: 'year' is 'late', expected int32"),
+        (["year=2001..late"], "where: 'year' is 'late', expected int32"),
+        (["year=[1"], r"where: 'year' is '\[1', which is no JSON"),
+        (["year="], "where: 'year' is '', expected int32"),
+        (["new=yes"], "where: 'new' is 'yes', expected bool"),
+    ],
+)
+def test_what_people_type_that_is_no_filter(texts: list[str], says: str) -> None:
+    table = pa.table(NIGHT)
+    with pytest.raises(DataError, match=says):
+        rows_where(table, where_of(table, texts))
 
 
 # ---------------------------------------------------------------- other indexes
@@ -534,3 +616,64 @@ def test_the_command_line_asks_bundles_as_it_asks_models(
 
 def printed_items(model: Path) -> list[str]:
     return [found.item for found in recommend(model, {"user": "u1"}, k=3)]
+
+
+@pytest.mark.parametrize(
+    ("texts", "where"),
+    [
+        ([], None),
+        (["kind=k2"], {"kind": "k2"}),
+        (["kind=k2,k3", "year=2004..2011"], {"kind": ["k2", "k3"], "year": {"from": 2004, "to": 2011}}),
+        (["price=..40.5"], {"price": {"to": 40.5}}),
+        (['kind=["k1"]', 'price={"from": 7}'], {"kind": ["k1"], "price": {"from": 7}}),
+    ],
+)
+def test_filters_of_the_command_line_are_those_of_python(
+    texts: list[str], where: dict[str, object] | None, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [word for text in texts for word in ("--where", text)]
+    out = [r.item for r in bundle.recommend({"user": "u1"}, k=2, where=where)]
+    more += [word for item in out for word in ("--exclude", item)] + ["--k", "5", "--show", "year,kind", "--json"]
+    for verb, want in (
+        (["recommend", "--query", '{"user": "u1"}'], bundle.recommend({"user": "u1"}, k=5, exclude=out, where=where)),
+        (["similar", "--item", "i3"], bundle.similar("i3", k=5, exclude=out, where=where)),
+    ):
+        assert cli.main([verb[0], str(bundle.folder), *verb[1:], *more]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert len(found) == 5
+        same([Recommendation(item=line["item"], score=line["score"]) for line in found], want)
+        assert not {line["item"] for line in found} & set(out)
+        for line in found:
+            number = int(line["item"][1:])  # what write_files gave it
+            year = 2000 + number % 20 if number % 9 else None
+            assert list(line["attributes"].items()) == [("year", year), ("kind", f"k{number % 4}")]
+
+
+def test_attributes_are_printed_beside_items(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["similar", str(bundle.folder), "--item", "i3", "--where", "kind=k1", "--k", "100", "--show", "year, kind"]
+    assert cli.main(asked) == 0
+    lines = [line.split("  ") for line in capsys.readouterr().out.strip().splitlines()]
+    assert len(lines) == shop.ITEMS // 4
+    assert {line[-1] for line in lines} == {"k1"}
+    years = {line[-3]: line[-2] for line in lines}
+    assert (years["i9"], years["i5"]) == ("-", "2005")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--where", "knd=k1"], "there is no attribute 'knd'"),
+        (["--where", "year=late"], "where: 'year' is 'late', expected int64"),
+        (["--show", "titel"], "show: there is no attribute 'titel'"),
+    ],
+)
+def test_filters_of_the_command_line_that_make_no_sense(
+    more: list[str], says: str, folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in (["recommend", "--query", '{"user": "u1"}'], ["similar", "--item", "i3"]):
+        assert cli.main([verb[0], str(folder), *verb[1:], *more]) == 2
+        assert says in capsys.readouterr().err
+        assert cli.main([verb[0], str(model), *verb[1:], *more]) == 2
+        assert "found no bundle, and --where and --show need the attributes of one" in capsys.readouterr().err
+    assert cli.main(["recommend", str(folder), "--all-queries", "--out", str(model / "all"), *more]) == 2
+    assert "--where, --exclude and --show are for one query" in capsys.readouterr().err

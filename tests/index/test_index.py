@@ -150,6 +150,7 @@ def test_any_order_of_changes_is_what_a_dict_says(kind: IndexSettings, data: st.
         query_BD, excluded = clustered(rng, 2, WIDTH), [rng.choice(n, 2, replace=False) for _ in range(2)]
         found = index.search(query_BD, 8, excluded=excluded)
         assert index.n == len(items)
+        assert index.holds(np.arange(n + 60)).tolist() == [row in items for row in range(n + 60)]
         for place in range(2):
             expect(found, place, naive(query_BD[place], items, 8, without=set(excluded[place].tolist())))
 

@@ -7,15 +7,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tests.bundle import shop
 from tests.service.running import Client, Running, served_by
 from twotower.bundle import Bundle
 from twotower.errors import ArtifactError
+from twotower.index import Index
+from twotower.service.asking import Wish
+from twotower.service.engine import Engine, NewItem
 from twotower.service.journal import JOURNAL, Journal
 from twotower.service.serving import compact
 
@@ -75,6 +80,39 @@ def test_an_item_changes_goes_and_comes_back(client: Client) -> None:
     put(client, "i7")
     assert sorted(everything(client)) == sorted(set(before) - {"i8"})
     assert client.post("/similar", {"item": "i7", "k": 3}).status == 200
+
+
+def test_an_item_that_is_there_as_it_is_stays(client: Client, folder: Path) -> None:
+    """Only what differs from what is served now is put: not the bundle's own, but the way back to it, and from gone."""
+    engine, before = client.served.now.first, everything(client)
+    own = pq.read_table(folder.parent / "items.parquet").to_pylist()[5]
+    own = {name: own[name] for name in ("kind", "price", "title", "year")}
+    put(client, "i5", **own)
+    assert (engine.index.stale_share, engine.n_changed) == (0, 0)
+    put(client, "new", "i5", **own | {"year": 2999})
+    content = engine.index.stale_share
+    assert (content, engine.n_changed) == (3 / shop.ITEMS, 2)
+    put(client, "new", "i5", **own | {"year": 2999})
+    assert (engine.index.stale_share, engine.n_changed) == (content, 2)
+    put(client, "i5", **own)
+    assert everything(client, where={"year": 2999}) == ["new"]
+    client.post("/items/delete", {"items": ["i5", "new"]})
+    assert engine.n_changed == 1
+    put(client, "i5", **own)
+    assert everything(client) == before
+
+
+def test_an_item_whose_life_ended_comes_back_by_what_it_was(bundle: Bundle, folder: Path) -> None:
+    """It is in the catalogue with this vector, but not live: it has to be put."""
+    live_M = np.arange(shop.ITEMS) != 5
+    engine = Engine(replace(bundle, index=Index.build(bundle.vectors, live_M=live_M)))
+    row = pq.read_table(folder.parent / "items.parquet").to_pylist()[5]
+    item = NewItem(item="i5", columns={name: row[name] for name in ("kind", "price", "title", "year")})
+    assert engine.n_items == shop.ITEMS - 1
+    engine.upsert([item], *engine.encode_items([item]))
+    assert engine.n_items == shop.ITEMS
+    answer = engine.recommend({"user": "u1"}, Wish(k=400, filter_seen=False))
+    assert "i5" in engine.catalogue.texts(answer.row_k.tolist())
 
 
 def test_ids_may_be_numbers_and_need_escapes(client: Client) -> None:

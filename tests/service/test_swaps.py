@@ -12,12 +12,14 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tests.bundle import shop
 from tests.service.running import Client, Running, served_by
 from tests.service.test_changes import NEW, everything, put
 from twotower.bundle import Bundle
+from twotower.training import export
 
 
 def test_another_bundle_is_served_with_the_changes_upon_it(client: Client, other: Path) -> None:
@@ -35,6 +37,71 @@ def test_another_bundle_is_served_with_the_changes_upon_it(client: Client, other
     want = [one.item for one in bundle.recommend({"user": "u1"}, k=400, filter_seen=False)]
     untouched = [one["item"] for one in after["items"] if one["item"] not in ("new", "i5")]
     assert untouched == [item for item in want if item not in ("i5", "i6", "i7")]
+
+
+@pytest.fixture(scope="module")
+def fewer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a shop without the last ten items."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shop, "ITEMS", shop.ITEMS - 10)
+        model = shop.trained(tmp_path_factory.mktemp("fewer"))
+    return export(model, model.parent / "bundle").folder
+
+
+def columns_of(folder: Path, item: int) -> dict[str, object]:
+    """What the item file of a bundle says of an item, but for the list."""
+    row: dict[str, object] = pq.read_table(folder.parent / "items.parquet").to_pylist()[item]
+    return {name: row[name] for name in ("kind", "price", "title", "year")}
+
+
+def n_upon_the_bundle(client: Client) -> tuple[float, int]:
+    """What the index compares or leaves out one by one, as a share, and the items that are said to be changed."""
+    assert b"twotower_items_changed " in client.get("/metrics").body
+    return client.served.now.first.index.stale_share, client.get("/about").json["items_changed"]
+
+
+def test_what_a_bundle_has_already_is_not_put_upon_it(fewer: Path, folder: Path, tmp_path: Path) -> None:
+    with served_by(fewer, state=tmp_path) as client:
+        for item in (295, 297):
+            put(client, f"i{item}", **columns_of(folder, item))
+        assert n_upon_the_bundle(client) == (2 / (shop.ITEMS - 10), 2)
+        assert client.post("/reload", {"path": str(folder)}).status == 200
+        assert n_upon_the_bundle(client) == (0, 0)
+        bundle = Bundle.open(folder)
+        asked = {"query": {"user": "u1"}, "k": 400, "filter_seen": False}
+        found = client.post("/recommend", asked).json["items"]
+        want = bundle.recommend({"user": "u1"}, k=400, filter_seen=False)
+        assert [(one["item"], one["score"]) for one in found] == [(one.item, pytest.approx(one.score)) for one in want]
+        assert client.post("/reload", {"path": str(fewer)}).status == 200  # the older one needs them again
+        assert {"i295", "i297"} <= set(everything(client))
+    with served_by(folder, state=tmp_path) as client:
+        assert n_upon_the_bundle(client) == (0, 0)
+
+
+@pytest.mark.parametrize("other_columns", [{"year": 1999}, {"price": 2.0}, {"year": None}])
+def test_what_a_bundle_has_otherwise_is_put_upon_it(
+    other_columns: dict[str, object], fewer: Path, folder: Path, tmp_path: Path
+) -> None:
+    """The attribute alone, or the vector too."""
+    with served_by(fewer, state=tmp_path) as client:
+        columns = columns_of(folder, 295) | other_columns
+        put(client, "i295", **columns)
+        assert client.post("/reload", {"path": str(folder)}).status == 200
+        assert n_upon_the_bundle(client) == (2 / shop.ITEMS, 1)  # the bundle's row is gone, another has come
+        shown = client.post("/similar", {"item": "i1", "k": 400, "show": ["price", "year"]}).json["items"]
+        (one,) = (one for one in shown if one["item"] == "i295")
+        assert one["attributes"] == {"price": columns["price"], "year": columns["year"]}
+
+
+def test_what_went_is_not_taken_from_a_bundle_that_never_had_it(fewer: Path, folder: Path, tmp_path: Path) -> None:
+    with served_by(folder, state=tmp_path) as client:
+        assert client.post("/items/delete", {"items": ["i295", "never"]}).json == {"deleted": 1}
+        assert n_upon_the_bundle(client) == (1 / shop.ITEMS, 1)
+        assert client.post("/reload", {"path": str(fewer)}).status == 200
+        assert n_upon_the_bundle(client) == (0, 0)
+        assert client.post("/reload", {"path": str(folder)}).status == 200
+        assert "i295" not in everything(client)
+        assert n_upon_the_bundle(client) == (1 / shop.ITEMS, 1)
 
 
 def test_the_other_workers_serve_it_too(folder: Path, other: Path, tmp_path: Path) -> None:

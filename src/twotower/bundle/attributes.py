@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -84,12 +85,7 @@ def rows_where(attributes: pa.Table, where: Where) -> NDArray[np.bool_]:
     """
     allowed = np.ones(len(attributes), bool)
     for column, wanted in where.items():
-        if column not in attributes.column_names:
-            names = attributes.column_names
-            raise DataError(
-                f"where: there is no attribute {column!r}, but {listed(names)}{did_you_mean(column, names)}; which "
-                "there are is chosen at the export (--show)"
-            )
+        check_attribute(column, attributes.column_names, "where")
         values = attributes[column]
         if isinstance(wanted, Mapping):
             allowed &= _within(values, column, wanted)
@@ -98,6 +94,59 @@ def rows_where(attributes: pa.Table, where: Where) -> NDArray[np.bool_]:
             options = pa.array([_of_type(one, values.type, column).as_py() for one in each], values.type)
             allowed &= mask_of(one_array(pc.is_in(values, value_set=options)))
     return allowed
+
+
+def check_attribute(name: str, there: Sequence[str], where: str) -> None:
+    """Raises DataError for an attribute that is not there."""
+    if name not in there:
+        raise DataError(
+            f"{where}: there is no attribute {name!r}, but {listed(there)}{did_you_mean(name, there)}; which there are "
+            "is chosen at the export (--show)"
+        )
+
+
+def where_of(attributes: pa.Table, texts: Sequence[str]) -> Where:
+    """What items must be, as people type it: ``name=value``, ``name=a,b`` for a list, ``name=from..to`` with either
+    end, or a list or range as JSON after the ``=``, for values that hold a comma or two dots.
+
+    Raises DataError for an attribute that is not there or given twice, or a text that is none of this.
+    """
+    where: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise DataError(f"where: found {text!r}, expected name=value, name=a,b or name=from..to")
+        check_attribute(name, attributes.column_names, "where")
+        if name in where:
+            raise DataError(f"where: {name!r} is given twice, expected one value, list or range (name=a,b)")
+        where[name] = _typed(value, attributes.schema.field(name).type, name)
+    return where
+
+
+def _typed(value: str, kind: pa.DataType, column: str) -> object:
+    if value.startswith(("[", "{")):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"where: {column!r} is {value!r}, which is no JSON: {error}") from error
+    first, dots, last = value.partition("..")
+    if not dots:
+        return [_one_typed(one, kind) for one in value.split(",")]
+    ends = {name: _one_typed(end, kind) for name, end in (("from", first), ("to", last)) if end}
+    if "," in value or ".." in last or not ends:
+        raise DataError(f"where: {column!r} is {value!r}, expected a value, a list a,b or a range from..to")
+    return ends
+
+
+def _one_typed(text: str, kind: pa.DataType) -> object:
+    """As JSON would have it: text and times are text, all else is a number, true or false. What is of another type is
+    refused with the filter itself."""
+    if _is_text(kind) or pa.types.is_temporal(kind):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _within(values: pa.ChunkedArray, column: str, ends: Mapping[object, object]) -> NDArray[np.bool_]:
@@ -115,9 +164,12 @@ def _of_type(value: object, kind: pa.DataType, column: str) -> pa.Scalar:
     """A value as the attribute holds its own; numbers need not be of the same kind, and nothing becomes text."""
     try:
         scalar = pa.scalar(value)
-        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        if scalar.is_valid and (pa.types.is_temporal(kind) or is_text == pa.types.is_string(scalar.type)):
+        if scalar.is_valid and (pa.types.is_temporal(kind) or _is_text(kind) == pa.types.is_string(scalar.type)):
             return scalar.cast(kind)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         pass
     raise DataError(f"where: {column!r} is {value!r}, expected {kind}")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

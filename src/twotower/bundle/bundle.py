@@ -33,7 +33,7 @@ from ..data.vocabulary import Vocabulary
 from ..errors import ArtifactError, DataError
 from ..index import Found, Index
 from ..schema import Schema
-from .attributes import Where, open_attributes, rows_where
+from .attributes import Where, check_attribute, open_attributes, rows_where, where_of
 from .recommending import Lists, Recommendation, check_k, item_row, known_queries, recommendations, save_recommendations
 from .served_tower import ServedTower
 
@@ -219,16 +219,34 @@ class Bundle:
         found = lists.value[lists.offset[row] : lists.offset[row + 1]] if row >= 0 else _NOTHING
         return self.items.ids_of(found[::-1].tolist())
 
-    def shown(self, items: Sequence[object]) -> list[dict[str, Any]]:
-        """The attributes of known items, by name; nothing where the bundle has none.
+    def shown(self, items: Sequence[object], names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The attributes of known items, by name, all of them or those in ``names``; without ``names`` nothing where
+        the bundle has none.
 
-        Raises DataError for an item that is not known.
+        Raises DataError for an item that is not known, or an attribute that is not there.
         """
         rows = [item_row(self.items, item) for item in items]
+        for name in names or ():
+            check_attribute(name, self._attributes("show").column_names, "show")
         if self.attributes is None:
             return [{} for _ in rows]
-        found: list[dict[str, Any]] = self.attributes.take(pa.array(rows, pa.int64())).to_pylist()
+        table = self.attributes if names is None else self.attributes.select(list(dict.fromkeys(names)))
+        if not table.column_names:
+            return [{} for _ in rows]
+        found: list[dict[str, Any]] = table.take(pa.array(rows, pa.int64())).to_pylist()
         return found
+
+    def where_of(self, texts: Sequence[str]) -> Where | None:
+        """What items must be out of what people type: ``name=value``, ``name=a,b``, ``name=from..to`` or ``name=JSON``.
+
+        Raises DataError for an attribute that is not there or given twice, or a text that is none of this.
+        """
+        return where_of(self._attributes("where"), texts) if texts else None
+
+    def _attributes(self, asked: str) -> pa.Table:
+        if self.attributes is None:
+            raise DataError(f"{asked}: the bundle has no attributes of items: export it with item files (--items)")
+        return self.attributes
 
     def _not_for(self, row: int, filter_seen: bool) -> NDArray[np.int64]:
         """Items a known query is not to get: those of its events, and always itself where queries are items."""
@@ -241,11 +259,7 @@ class Bundle:
         return np.array([own], np.int64) if own >= 0 else _NOTHING
 
     def _allowed(self, where: Where | None) -> NDArray[np.bool_] | None:
-        if not where:
-            return None
-        if self.attributes is None:
-            raise DataError("where: the bundle has no attributes of items: export it with item files (--items)")
-        return rows_where(self.attributes, where)
+        return rows_where(self._attributes("where"), where) if where else None
 
     def _search(
         self,

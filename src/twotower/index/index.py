@@ -215,6 +215,18 @@ class Index:
         structure = self._content.structure
         return 1 if structure is None else structures.most_looked_into(structure, cast(Approximate, self._settings))
 
+    def holds(self, row_n: ArrayLike) -> Mask:
+        """[n] which of these rows can be found.
+
+        Raises:
+            DataError: rows that are negative or given twice.
+        """
+        row_n, content = _check_rows(row_n), self._content
+        held_n = np.isin(row_n, content.delta_row_d)
+        of_base = row_n < len(content.live_M)
+        held_n[of_base] |= content.live_M[row_n[of_base]]
+        return held_n
+
     def memory_bytes(self) -> int:
         """Bytes that a search needs at hand: those of the structure, masks and new items; of ``Exact``, the vectors.
 

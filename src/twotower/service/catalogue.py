@@ -13,9 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..bundle import Bundle, Where
-from ..bundle.attributes import rows_where
-from ..data.arrow import did_you_mean
-from ..data.files import listed
+from ..bundle.attributes import check_attribute, rows_where
 from ..data.vocabulary import text_form
 from ..errors import DataError
 from .single_query import plain_text
@@ -23,6 +21,9 @@ from .single_query import plain_text
 _NEEDS_ESCAPE = re.compile(rb'["\\\x00-\x1f]')
 _MASKS = 32
 """Filters that are remembered; one takes a byte an item."""
+_SAME = 1e-6
+"""Vectors are the same that differ by no more than this share of their length, or of 1: what is encoded again, among
+other items, differs in its last bits (measured: 1.2e-7 for cosines, 2.4e-7 for dot products of vectors of length 6)."""
 
 
 class NotKnown(DataError):
@@ -57,6 +58,11 @@ class Catalogue:
     def n_rows(self) -> int:
         """One more than the greatest row."""
         return self.n_base + len(self._new_text)
+
+    @property
+    def n_changed(self) -> int:
+        """Items of the bundle that changed or went, and those that are not of it."""
+        return len(self.given.keys() - self.gone) + sum(row < self.n_base for row in self.gone)
 
     # ------------------------------------------------------------ ids
 
@@ -135,7 +141,7 @@ class Catalogue:
 
         Raises DataError for an attribute that is not there.
         """
-        self._check_attribute(attribute, "at_most")
+        check_attribute(attribute, self.attribute_names, "at_most")
         if attribute not in self._codes:
             table = self._bundle.attributes
             assert table is not None
@@ -155,7 +161,7 @@ class Catalogue:
     def shown(self, rows: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
         """Attributes of rows. Raises DataError for one that is not there."""
         for name in names:
-            self._check_attribute(name, "show")
+            check_attribute(name, self.attribute_names, "show")
         table = self._bundle.attributes
         if table is None or not names:
             return [{} for _ in rows]
@@ -184,12 +190,16 @@ class Catalogue:
                 raise DataError(f"item {at}: {name!r} is {value!r}, expected {table[name].type}") from error
         return found
 
-    def _check_attribute(self, name: str, where: str) -> None:
-        names = self.attribute_names
-        if name not in names:
-            raise DataError(f"{where}: there is no attribute {name!r}, but {listed(names)}{did_you_mean(name, names)}")
-
     # ------------------------------------------------------------ changes
+
+    def has(self, row: int, vector_D: NDArray[np.float32], attributes: Mapping[str, object]) -> bool:
+        """Whether an item has this vector and these attributes."""
+        length = max(1.0, float(np.linalg.norm(vector_D)))
+        if not np.allclose(self.vector_of(row), vector_D, rtol=0, atol=_SAME * length):
+            return False
+        names = self.attribute_names
+        (shown,) = self.shown([row], names)
+        return all(shown[name] == attributes.get(name) for name in names)
 
     def place(self, item: str) -> int:
         """Row of an item, a new one where it has none."""

@@ -72,6 +72,7 @@ class Engine:
 
     def _count(self) -> None:
         self.n_items = self.index.n
+        self.n_changed = self.catalogue.n_changed
 
     def warm(self) -> None:
         """Answer some queries, so that files are at hand and nothing is made first when a caller asks."""
@@ -257,17 +258,27 @@ class Engine:
     def upsert(
         self, items: Sequence[NewItem], vector_nD: NDArray[np.float32], attributes: Sequence[dict[str, object]]
     ) -> None:
-        """Items came or changed, each id once; they are found from now on."""
-        rows = [self.catalogue.place(one.item) for one in items]
-        for row, vector_D, given in zip(rows, vector_nD, attributes, strict=True):
-            self.catalogue.put(row, vector_D, given)
-        self.index.upsert(np.array(rows, np.int64), vector_nD)
+        """Items came or changed, each id once; they are found from now on. One that is there already, with this vector
+        and these attributes, stays as it is: what is put is compared with every query."""
+        row_n = np.array([self.catalogue.row(one.item) for one in items], np.int64)
+        known_n = np.flatnonzero(row_n >= 0)
+        held_n = known_n[self.index.holds(row_n[known_n])].tolist()
+        same = {at for at in held_n if self.catalogue.has(int(row_n[at]), vector_nD[at], attributes[at])}
+        put = [at for at in range(len(items)) if at not in same]
+        if not put:
+            return
+        rows = [self.catalogue.place(items[at].item) for at in put]
+        for row, at in zip(rows, put, strict=True):
+            self.catalogue.put(row, vector_nD[at], attributes[at])
+        self.index.upsert(np.array(rows, np.int64), vector_nD[put])
         self._count()
 
     def delete(self, items: Sequence[str]) -> int:
         """Items went, those that there were; how many."""
         rows = {self.catalogue.row(item) for item in items}
         there = [row for row in rows if row >= 0 and row not in self.catalogue.gone]
+        if not there:
+            return 0
         self.index.delete(np.array(there, np.int64))
         for row in there:
             self.catalogue.take_away(row)

@@ -145,8 +145,8 @@ class Served:
 
     @property
     def n_changed(self) -> int:
-        """Items that came, changed or went since the bundle."""
-        return len(self._changed)
+        """Items that differ from those of the bundle, of the arm where they are most."""
+        return max(engine.n_changed for engine in self.now.engines.values())
 
     # ------------------------------------------------------------ items
 
@@ -204,7 +204,8 @@ class Served:
             self._note(changed)
 
     def _put(self, engine: Engine, changed: Mapping[str, Columns]) -> None:
-        """Changes upon an engine. What can't be encoded, since its bundle is another, is told and counted."""
+        """Changes upon an engine, but for what its bundle has already. What can't be encoded, since the bundle is
+        another, is told and counted."""
         gone = [item for item, columns in changed.items() if columns is None]
         if gone:
             engine.delete(gone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..bundle import Bundle, Recommendation, is_bundle
@@ -14,9 +15,11 @@ def open_to_answer(folder: str | Path) -> Retriever | Bundle:
     return Bundle.open(folder) if is_bundle(folder) else Retriever.open(folder)
 
 
-def recommend(folder: str | Path, query: RawQuery, *, k: int = 10, filter_seen: bool = True) -> list[Recommendation]:
-    """The k best items of a model or bundle for a query given by its raw columns."""
-    return open_to_answer(folder).recommend(query, k=k, filter_seen=filter_seen)
+def recommend(
+    folder: str | Path, query: RawQuery, *, k: int = 10, filter_seen: bool = True, exclude: Sequence[object] = ()
+) -> list[Recommendation]:
+    """The k best items of a model or bundle for a query given by its raw columns, without those in ``exclude``."""
+    return open_to_answer(folder).recommend(query, k=k, filter_seen=filter_seen, exclude=exclude)
 
 
 def recommend_all(folder: str | Path, out: str | Path, *, k: int = 10, filter_seen: bool = True) -> int:
@@ -24,6 +27,6 @@ def recommend_all(folder: str | Path, out: str | Path, *, k: int = 10, filter_se
     return open_to_answer(folder).recommend_all(out, k=k, filter_seen=filter_seen)
 
 
-def similar(folder: str | Path, item: object, *, k: int = 10) -> list[Recommendation]:
+def similar(folder: str | Path, item: object, *, k: int = 10, exclude: Sequence[object] = ()) -> list[Recommendation]:
     """The k live items of a model or bundle whose vectors have the greatest inner product with that of an item."""
-    return open_to_answer(folder).similar(item, k=k)
+    return open_to_answer(folder).similar(item, k=k, exclude=exclude)

@@ -150,12 +150,15 @@ class Retriever:
             self._item_MD = encode_catalogue(self.towers, self.store)
         return self._item_MD
 
-    def recommend(self, query: Mapping[str, object], *, k: int = 10, filter_seen: bool = True) -> list[Recommendation]:
+    def recommend(
+        self, query: Mapping[str, object], *, k: int = 10, filter_seen: bool = True, exclude: Sequence[object] = ()
+    ) -> list[Recommendation]:
         """The k best items for a query given by its raw columns, such as ``{"user_id": "u1"}``.
 
         A known id brings its stored attributes and history; columns in the query replace them, and ``history`` (a list
-        of item ids, oldest first) replaces the history. Only items that are live at the last event are recommended;
-        fewer than k come back only where there are no more.
+        of item ids, oldest first) replaces the history. Items whose ids are in ``exclude``, which need not be known,
+        are left out. Only items that are live at the last event are recommended; fewer than k come back only where
+        there are no more.
 
         Raises DataError for an unknown column, a value of the wrong type, or a query of which nothing is known.
         """
@@ -163,25 +166,33 @@ class Retriever:
         row = self.raw_queries.row(query)
         columns = Columns(self.raw_queries.encode([query], np.array([row])), 1)
         query_1D = self.encode_queries(columns)
-        exclude = self._seen_of(row) if filter_seen else self._itself(row)
-        best = top_k(query_1D, self.item_MD, min(k, self.store.n_items), exclude=exclude, live=self._live)
+        not_for = self._seen_of(row) if filter_seen else self._itself(row)
+        excluded = self._one_list(exclude, [] if not_for is None else not_for.value.tolist())
+        best = top_k(query_1D, self.item_MD, min(k, self.store.n_items), exclude=excluded, live=self._live)
         return self._named(best)
+
+    def _one_list(self, exclude: Sequence[object], rows: Sequence[int]) -> Ragged:
+        """Rows that one query must not get, and those of the ids in ``exclude`` that are known."""
+        given = [self.store.item_vocabulary.row(item, "exclude") for item in exclude]
+        value = torch.tensor([*rows, *(row for row in given if row >= 0)], dtype=torch.int64)
+        return Ragged(offset=torch.tensor([0, len(value)]), value=value)
 
     def _named(self, best: TopK) -> list[Recommendation]:
         """What was found for one query."""
         row_k, score_k = best.row_Qk[0].cpu().numpy(), best.score_Qk[0].cpu().numpy()
         return recommendations(self.store.item_vocabulary, row_k, score_k)
 
-    def similar(self, item: object, *, k: int = 10) -> list[Recommendation]:
-        """The k live items whose vectors have the greatest inner product with that of an item, without itself.
+    def similar(self, item: object, *, k: int = 10, exclude: Sequence[object] = ()) -> list[Recommendation]:
+        """The k live items whose vectors have the greatest inner product with that of an item, without itself and those
+        in ``exclude``.
 
         Raises DataError for an item that is not known.
         """
         check_k(k)
         row = item_row(self.store.item_vocabulary, item)
-        itself = Ragged(offset=torch.tensor([0, 1]), value=torch.tensor([row]))
+        excluded = self._one_list(exclude, [row])
         best = top_k(
-            self.item_MD[row : row + 1], self.item_MD, min(k, self.store.n_items), exclude=itself, live=self._live
+            self.item_MD[row : row + 1], self.item_MD, min(k, self.store.n_items), exclude=excluded, live=self._live
         )
         return self._named(best)
 
