@@ -19,6 +19,7 @@ from tests.bundle import shop
 from tests.service.running import Client, Running, served_by
 from tests.service.test_changes import NEW, everything, put
 from twotower.bundle import Bundle
+from twotower.service.serving import WATCH_S
 from twotower.training import export
 
 
@@ -163,6 +164,53 @@ def test_a_new_version_that_appears_is_served_and_a_bad_one_is_not(folder: Path,
             time.sleep(0.05)
         assert client.served.now.first.bundle.folder.name == "2026-01-05"
         assert [line["event"] for line in client.log].count("bundle refused") == 1
+
+
+def test_an_older_version_that_was_ordered_stays_until_a_newer_one_appears(
+    folder: Path, other: Path, tmp_path: Path
+) -> None:
+    old, new = (Bundle.open(one).fingerprint for one in (folder, other))
+    versions = tmp_path / "versions"
+    shutil.copytree(folder, versions / "1")
+    shutil.copytree(other, versions / "2")
+    at_work = {"state": tmp_path / "state", "watch": versions, "follow": True}
+    (tmp_path / "state").mkdir()
+
+    def wait_for(client: Client, fingerprint: str) -> None:
+        deadline = time.monotonic() + 20
+        while client.served.now.first.bundle.fingerprint != fingerprint:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    with served_by(versions / "2", **at_work) as client, served_by(versions / "1", **at_work) as second:
+        wait_for(second, new)  # which appeared after it started
+        assert client.post("/reload", {"path": str(versions / "1")}).status == 200
+        wait_for(second, old)
+        with served_by(versions / "1", **at_work) as restarted:
+            time.sleep(2.5 * WATCH_S)
+            assert [one.served.now.first.bundle.fingerprint for one in (client, second, restarted)] == [old] * 3
+        shutil.copytree(other, versions / ".3")
+        (versions / ".3").rename(versions / "3")
+        for one in (client, second):
+            wait_for(one, new)
+
+
+def test_a_version_that_was_seen_too_early_is_tried_again(folder: Path, other: Path, tmp_path: Path) -> None:
+    versions = tmp_path / "versions"
+    shutil.copytree(folder, versions / "1")
+    with served_by(versions / "1", watch=versions, follow=True) as client:
+        shutil.copytree(other, versions / ".2")
+        whole = (versions / ".2" / "vectors.bin").read_bytes()
+        damaged(versions / ".2", "vectors.bin")
+        (versions / ".2").rename(versions / "2")
+        deadline = time.monotonic() + 20
+        while not any(line["event"] == "bundle refused" for line in client.log):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (versions / "2" / "vectors.bin").write_bytes(whole)
+        while client.served.now.first.bundle.fingerprint != Bundle.open(other).fingerprint:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def is_right(answer: dict[str, Any], want: dict[str, list[str]]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -122,7 +123,7 @@ class Served:
         self._changed: dict[str, Columns] = {}
         self._since: dict[str, Columns] | None = None
         self._order = 0
-        self._refused: set[tuple[str, float]] = set()
+        self._last_version = _version(serving.first.bundle.folder)
         self._ended = threading.Event()
         self._journal = Journal(state) if state is not None and keeps_items else None
         self.catch_up()
@@ -246,7 +247,8 @@ class Served:
             orders = self._orders()
             order = 1 + int(orders.get("order", 0))
             bundles = {**orders.get("bundles", {}), arm: [str(folder.resolve()), fingerprint]}
-            _write_whole(state / ORDERS, orjson.dumps({"order": order, "bundles": bundles}))
+            told = {"order": order, "bundles": bundles, "last_version": self._last_version}
+            _write_whole(state / ORDERS, orjson.dumps(told))
             self._order = order
 
     def _swap(self, folder: Path, arm: str) -> str:
@@ -304,22 +306,29 @@ class Served:
         if order <= self._order:
             return
         self._order = order
+        name, written = orders["last_version"]
+        self._last_version = max(self._last_version, (name, written))
         for arm, (folder, fingerprint) in orders["bundles"].items():
             engine = self.now.engines.get(arm)
             if engine is not None and engine.bundle.fingerprint != fingerprint:
                 self._swap(Path(folder), arm)
 
     def _look_for_versions(self, watch: Path) -> None:
+        """Serve a version that appeared since the last look, once: one that was refused is not tried again until it is
+        written anew, and where an older one was ordered since, that stays."""
         versions = versions_of(watch)
         if not versions:
             return
-        last, served = versions[-1], self.now.first.bundle.folder
-        seen = (str(last), (last / "bundle.json").stat().st_mtime)
-        if last.name > served.name and seen not in self._refused:
-            try:
-                self._swap(last, next(iter(self.now.engines)))
-            except TwoTowerError:
-                self._refused.add(seen)
+        version = _version(versions[-1])
+        if version > self._last_version:
+            self._last_version = version
+            with contextlib.suppress(TwoTowerError):  # it is logged
+                self._swap(versions[-1], next(iter(self.now.engines)))
+
+
+def _version(folder: Path) -> tuple[str, float]:
+    """A bundle's name, and when the last of its files came to lie there."""
+    return folder.name, max(path.stat().st_ctime for path in folder.rglob("*") if path.is_file())
 
 
 def _last_of_each(records: Iterable[Record]) -> dict[str, Columns]:
