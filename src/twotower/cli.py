@@ -284,8 +284,11 @@ def export(
     /,
     *,
     out: Path,
-    index: Kind = "Exact",
+    index: Kind | None = None,
     overrides: Overrides = (),
+    target_recall: float | None = None,
+    k: int = 100,
+    report: bool = False,
     threads: int = 1,
     show: str | None = None,
     items: Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)] = (),
@@ -302,11 +305,18 @@ def export(
     out
         Folder of the bundle. It holds what is known of all queries: keep it as private as the log.
     index
-        How items are found: Exact looks at all, IVFSQ8 is for millions, HNSW is quick and large, IVFPQ small.
+        How items are found: Exact looks at all, IVFSQ8 is for millions, HNSW is quick and large, IVFPQ small. Without
+        it as by the index that index build left in the model's folder, else Exact.
     overrides
-        A setting of the index to change, such as nlist=4096; as often as you like.
+        A setting of that kind to change, such as nlist=4096; as often as you like.
+    target_recall
+        Share of the k best items to find, such as 0.95; the cheapest settings that do are found on held-out queries.
+    k
+        How many best items the target is about.
+    report
+        Measure every kind of index, as index report does, and keep that in the bundle, whose page shows it.
     threads
-        Threads to build the index with.
+        Threads to build indexes with.
     show
         Columns of the item files for titles and filters, such as title,section; all with one value a row, without it.
     items
@@ -321,18 +331,24 @@ def export(
     from .training import export
 
     columns = None if show is None else [name.strip() for name in show.split(",") if name.strip()]
-    settings = _index_settings(index, overrides)
+    if index is None and overrides:
+        raise ConfigError(
+            f"export: --set {overrides[0]} changes an index that is built now: say which kind with --index"
+        )
     done = export(
         model,
         out,
-        index=settings,
+        index=None if index is None else _index_settings(index, overrides),
+        target_recall=target_recall,
+        k=k,
+        report=report,
         threads=threads,
         show=columns,
         items=items or None,
         licence=licence,
         overwrite=overwrite,
     )
-    print(json.dumps(dataclasses.asdict(done), default=str) if as_json else done.render())
+    print(done.to_json() if as_json else done.render())
 
 
 @app.command(sort_key=11)
