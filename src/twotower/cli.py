@@ -364,6 +364,7 @@ def update(
     every: float = 60.0,
     overrides: Overrides = (),
     vectors: Path | None = None,
+    export: Path | None = None,
     as_json: AsJson = False,
 ) -> None:
     """Go on with a trained model on what arrived: measure it, train on it, keep the result or not.
@@ -389,11 +390,14 @@ def update(
         A setting to change, such as update.epochs=2; as often as you like.
     vectors
         File to write the vectors of all items to, as Parquet, after each update.
+    export
+        Folder for a new version of the model's bundle after each update that was kept, for twotower serve FOLDER
+        --watch; a version that is missing since an update was cut off is made up for.
     as_json
         Print what each update did as JSON.
     """
     from .data.streams import stop_on_signal, stream_of
-    from .training import save_vectors, update, update_from
+    from .training import export_version, next_version, save_vectors, update, update_from
 
     given = [name for name, one in (("--interactions, --queries or --items", interactions or queries or items),
                                     ("--source", source), ("--follow", follow)) if one]  # fmt: skip
@@ -407,11 +411,20 @@ def update(
         if vectors is not None and done.day is not None:
             save_vectors(model, vectors)
         print(_as_json(done.day) if as_json else done.render(), flush=True)
+        export_if_asked()
 
+    def export_if_asked() -> None:
+        exported = None if export is None else export_version(model, export, items=items)
+        if exported is not None and not as_json:
+            print(exported.head(), flush=True)
+
+    if export is not None:  # before an update is made for it
+        next_version(model, export)
     if interactions or queries or items:
         arrived = [list(files) or None for files in (interactions, queries, items)]
         say(update(model, interactions=arrived[0], queries=arrived[1], items=arrived[2], set=overrides, quiet=as_json))
         return
+    export_if_asked()  # of an update that was cut off before
     named, n_updates = source or follow or "", 0
     with stop_on_signal() as stop:
         stream, every_s = stream_of(named), None if follow is None else every

@@ -24,7 +24,16 @@ from twotower.errors import ArtifactError, ConfigError, DataError
 from twotower.index import HNSW, IVFPQ, IVFSQ8, LSH, Exact, Found, Index, IndexSettings
 from twotower.schema import Id, Interactions, Life, Schema, Text
 from twotower.towers import Graph, TwoTower
-from twotower.training import Retriever, build_index, export, forget, recommend, similar, update
+from twotower.training import (
+    Retriever,
+    build_index,
+    export,
+    export_version,
+    forget,
+    recommend,
+    similar,
+    update,
+)
 
 pytest.importorskip("onnxruntime")
 
@@ -364,6 +373,28 @@ def test_life_updates_and_free_rows(tmp_path: Path) -> None:
     for opened in (second, retriever):
         with pytest.raises(DataError, match="user 'u9' is not known"):
             opened.recommend({"user": "u9"})  # type: ignore[attr-defined]
+
+
+def test_a_version_knows_what_the_one_before_knew(own: Path, tmp_path: Path) -> None:
+    """The first is exported by hand, with what is to be shown; titles of new items come with the updates."""
+    export(own, tmp_path / "versions" / "000000", show=["year", "title"], licence="CC0-1.0")
+    for number, (item, title) in enumerate((("new", "blue wool"), ("newer", "red silk")), 1):
+        event = {"user": "u1", "item": item, "time": 1_650_000_999 + number, "page": "i6", "device": "d1"}
+        row = {"item": item, "kind": "k1", "price": 2.0, "title": title, "year": 2030 + number, "tags": ["x"]}
+        rows = pa.Table.from_pylist([row])
+        update(own, interactions=[pa.Table.from_pylist([event])], items=rows, set=["update.valid=0"], quiet=True)
+        done = export_version(own, tmp_path / "versions", items=[rows])
+        assert done is not None
+        assert done.folder == tmp_path / "versions" / f"00000{number}"
+        assert export_version(own, tmp_path / "versions", items=[rows]) is None
+    first, last = (Bundle.open(tmp_path / "versions" / name) for name in ("000000", "000002"))
+    assert last.shown(["i5"]) == first.shown(["i5"])
+    assert set(last.shown(["i5"])[0]) == {"year", "title"}
+    assert last.shown(["new", "newer"]) == [
+        {"year": 2031, "title": "blue wool"},
+        {"year": 2032, "title": "red silk"},
+    ]
+    assert last.manifest["licence"] == "CC0-1.0"
 
 
 def test_queries_that_are_items_do_not_get_themselves(tmp_path: Path) -> None:

@@ -12,12 +12,16 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.bundle import shop
 from tests.service.running import Client, Running, served_by
 from tests.service.test_changes import NEW, everything, put
+from twotower import cli
 from twotower.bundle import Bundle
+from twotower.training import export
 
 
 def test_another_bundle_is_served_with_the_changes_upon_it(client: Client, other: Path) -> None:
@@ -96,6 +100,23 @@ def test_a_new_version_that_appears_is_served_and_a_bad_one_is_not(folder: Path,
             time.sleep(0.05)
         assert client.served.now.first.bundle.folder.name == "2026-01-05"
         assert [line["event"] for line in client.log].count("bundle refused") == 1
+
+
+def test_a_version_that_an_update_exports_is_served(tmp_path: Path) -> None:
+    model, versions = shop.trained(tmp_path / "shop"), tmp_path / "versions"
+    export(model, versions / "000000", show=["title"])
+    event = {"user": "u1", "item": "i5", "time": 1_650_000_999, "page": "i6", "device": "d1"}
+    pq.write_table(pa.Table.from_pylist([event]), tmp_path / "day.parquet")
+    command = ["update", str(model), "--interactions", str(tmp_path / "day.parquet"), "--set", "update.valid=0"]
+    with served_by(versions / "000000", watch=versions, follow=True) as client:
+        assert cli.main([*command, "--export", str(versions)]) == 0
+        deadline = time.monotonic() + 20
+        while client.served.now.first.bundle.folder.name != "000001":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (about,) = client.get("/about").json["bundles"]
+        assert about["bundle"] == Bundle.open(versions / "000001").fingerprint
+        assert client.get("/about").json["attributes"] == {"title": "string"}
 
 
 def is_right(answer: dict[str, Any], want: dict[str, list[str]]) -> bool:
