@@ -16,7 +16,7 @@ import pytest
 import twotower
 from twotower import cli
 from twotower.errors import DataError
-from twotower.index import IVFSQ8, Exact
+from twotower.index import IVFSQ8
 
 
 def write_run(folder: Path, more: str = "") -> Path:
@@ -236,20 +236,25 @@ def test_lists_of_all_queries_and_items_like_one(tmp_path: Path, capsys: pytest.
 @pytest.mark.usefixtures("training")
 def test_an_export_takes_lists_of_columns_and_files(capsys: pytest.CaptureFixture[str]) -> None:
     plain = {
-        "index": Exact(), "threads": 1, "show": None, "items": None, "licence": None, "overwrite": False
+        "index": None, "target_recall": None, "k": 100, "report": False, "threads": 1,
+        "show": None, "items": None, "licence": None, "overwrite": False
     }  # fmt: skip
     assert cli.main(["export", "m", "--out", "b"]) == 0
     assert capsys.readouterr().out == f"table of {['m', 'b', plain]}\n"
-    chosen = ["--index", "IVFSQ8", "--set", "nlist=64", "--threads", "2", "--show", "title, year"]
+    chosen = ["--index", "IVFSQ8", "--set", "nlist=64", "--threads", "2", "--show", "title, year", "--report"]
+    chosen += ["--target-recall", "0.9", "--k", "20"]
     chosen += ["--items", "a.csv", "b.csv", "--licence", "CC0-1.0", "--overwrite"]
     assert cli.main(["export", "m", "--out", "b", *chosen]) == 0
     given = {
-        "index": IVFSQ8(nlist=64), "threads": 2, "show": ["title", "year"], "items": ("a.csv", "b.csv"),
+        "index": IVFSQ8(nlist=64), "target_recall": 0.9, "k": 20, "report": True, "threads": 2,
+        "show": ["title", "year"], "items": ("a.csv", "b.csv"),
         "licence": "CC0-1.0", "overwrite": True,
     }  # fmt: skip
     assert capsys.readouterr().out == f"table of {['m', 'b', given]}\n"
     assert cli.main(["export", "m", "--out", "b", "--show", ""]) == 0
     assert "'show': []" in capsys.readouterr().out
+    assert cli.main(["export", "m", "--out", "b", "--set", "nlist=64"]) == 2
+    assert "--set nlist=64 changes an index that is built now: say which kind with --index" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("training")

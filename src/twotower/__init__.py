@@ -153,6 +153,7 @@ if TYPE_CHECKING:
         build_index,
         evaluate,
         export,
+        export_version,
         forget,
         history,
         recommend,
@@ -322,6 +323,7 @@ __all__ = [
     "dump_run",
     "evaluate",
     "export",
+    "export_version",
     "extend",
     "forget",
     "frequency_report",
@@ -374,7 +376,8 @@ _NAMES_OF = {
     "tables": "TableSettings",
     "towers": "Graph SvdStart Tower TwoTower",
     "training": "Day Days Exported Forgotten Indexed Retriever Trained Trial Tuned Updated build_index evaluate export "
-    "forget history recommend recommend_all report_index save_vectors similar train tune update update_from",
+    "export_version forget history recommend recommend_all report_index save_vectors similar train tune update "
+    "update_from",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 

@@ -347,8 +347,11 @@ def export(
     /,
     *,
     out: Path,
-    index: Kind = "Exact",
+    index: Kind | None = None,
     overrides: Overrides = (),
+    target_recall: float | None = None,
+    k: int = 100,
+    report: bool = False,
     threads: int = 1,
     show: str | None = None,
     items: Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)] = (),
@@ -365,11 +368,18 @@ def export(
     out
         Folder of the bundle. It holds what is known of all queries: keep it as private as the log.
     index
-        How items are found: Exact looks at all, IVFSQ8 is for millions, HNSW is quick and large, IVFPQ small.
+        How items are found: Exact looks at all, IVFSQ8 is for millions, HNSW is quick and large, IVFPQ small. Without
+        it as by the index that index build left in the model's folder, else Exact.
     overrides
-        A setting of the index to change, such as nlist=4096; as often as you like.
+        A setting of that kind to change, such as nlist=4096; as often as you like.
+    target_recall
+        Share of the k best items to find, such as 0.95; the cheapest settings that do are found on held-out queries.
+    k
+        How many best items the target is about.
+    report
+        Measure every kind of index, as index report does, and keep that in the bundle, whose page shows it.
     threads
-        Threads to build the index with.
+        Threads to build indexes with.
     show
         Columns of the item files for titles and filters, such as title,section; all with one value a row, without it.
     items
@@ -384,18 +394,24 @@ def export(
     from .training import export
 
     columns = None if show is None else _names(show)
-    settings = _index_settings(index, overrides)
+    if index is None and overrides:
+        raise ConfigError(
+            f"export: --set {overrides[0]} changes an index that is built now: say which kind with --index"
+        )
     done = export(
         model,
         out,
-        index=settings,
+        index=None if index is None else _index_settings(index, overrides),
+        target_recall=target_recall,
+        k=k,
+        report=report,
         threads=threads,
         show=columns,
         items=items or None,
         licence=licence,
         overwrite=overwrite,
     )
-    print(json.dumps(dataclasses.asdict(done), default=str) if as_json else done.render())
+    print(done.to_json() if as_json else done.render())
 
 
 @app.command(sort_key=11)
@@ -411,6 +427,7 @@ def update(
     every: float = 60.0,
     overrides: Overrides = (),
     vectors: Path | None = None,
+    export: Path | None = None,
     as_json: AsJson = False,
 ) -> None:
     """Go on with a trained model on what arrived: measure it, train on it, keep the result or not.
@@ -436,11 +453,14 @@ def update(
         A setting to change, such as update.epochs=2; as often as you like.
     vectors
         File to write the vectors of all items to, as Parquet, after each update.
+    export
+        Folder for a new version of the model's bundle after each update that was kept, for twotower serve FOLDER
+        --watch; a version that is missing since an update was cut off is made up for.
     as_json
         Print what each update did as JSON.
     """
     from .data.streams import stop_on_signal, stream_of
-    from .training import save_vectors, update, update_from
+    from .training import export_version, next_version, save_vectors, update, update_from
 
     given = [name for name, one in (("--interactions, --queries or --items", interactions or queries or items),
                                     ("--source", source), ("--follow", follow)) if one]  # fmt: skip
@@ -454,11 +474,20 @@ def update(
         if vectors is not None and done.day is not None:
             save_vectors(model, vectors)
         print(_as_json(done.day) if as_json else done.render(), flush=True)
+        export_if_asked()
 
+    def export_if_asked() -> None:
+        exported = None if export is None else export_version(model, export, items=items)
+        if exported is not None and not as_json:
+            print(exported.head(), flush=True)
+
+    if export is not None:  # before an update is made for it
+        next_version(model, export)
     if interactions or queries or items:
         arrived = [list(files) or None for files in (interactions, queries, items)]
         say(update(model, interactions=arrived[0], queries=arrived[1], items=arrived[2], set=overrides, quiet=as_json))
         return
+    export_if_asked()  # of an update that was cut off before
     named, n_updates = source or follow or "", 0
     with stop_on_signal() as stop:
         stream, every_s = stream_of(named), None if follow is None else every

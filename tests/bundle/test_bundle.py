@@ -21,11 +21,20 @@ from twotower import cli
 from twotower.bundle import Bundle, Recommendation
 from twotower.bundle.attributes import rows_where, where_of
 from twotower.bundle.bundle import BUNDLE
-from twotower.errors import ArtifactError, DataError
-from twotower.index import IVFSQ8, Found, Index
+from twotower.errors import ArtifactError, ConfigError, DataError
+from twotower.index import HNSW, IVFPQ, IVFSQ8, LSH, Exact, Found, Index, IndexSettings
 from twotower.schema import Id, Interactions, Life, Schema, Text
 from twotower.towers import Graph, TwoTower
-from twotower.training import Retriever, export, forget, recommend, similar, update
+from twotower.training import (
+    Retriever,
+    build_index,
+    export,
+    export_version,
+    forget,
+    recommend,
+    similar,
+    update,
+)
 
 pytest.importorskip("onnxruntime")
 
@@ -332,6 +341,77 @@ def test_an_approximate_index_says_what_it_finds(model: Path, tmp_path: Path, bu
     assert len(opened.recommend({"user": "u1"}, k=1000)) == shop.ITEMS - len(opened.seen("u1"))
 
 
+KINDS = [IVFSQ8(nlist=7, nprobe=3), IVFPQ(nlist=7, nprobe=3, m=6), HNSW(m=8), LSH(bits=64), Exact()]
+
+
+@pytest.fixture
+def own(model: Path, tmp_path: Path) -> Path:
+    """A copy of the model, to be changed."""
+    return Path(shutil.copytree(model.parent, tmp_path / "own")) / "model"
+
+
+@pytest.mark.parametrize("settings", KINDS, ids=lambda one: type(one).__name__)
+def test_the_index_that_was_built_for_the_model_is_taken(settings: IndexSettings, own: Path, tmp_path: Path) -> None:
+    """File by file as it is, the vectors left out, which the bundle has; a kind that is named is built instead."""
+    pytest.importorskip("faiss")
+    build_index(own, settings, seed=3)
+    built = {path.name: path.read_bytes() for path in (own / "index").iterdir() if path.name != "index.json"}
+    assert built.pop("vectors.bin") == (np.asarray(Retriever.open(own).item_MD).tobytes())
+    done = export(own, tmp_path / "bundle")
+    assert (done.index, done.rebuilt, done.tuned) == (type(settings).__name__, False, None)
+    taken = tmp_path / "bundle" / "index"
+    assert {path.name: path.read_bytes() for path in taken.iterdir() if path.name != "index.json"} == built
+    opened = Bundle.open(tmp_path / "bundle", verify=True).index
+    assert (opened.settings, opened.seed) == (settings, 3)
+    export(own, tmp_path / "named", index=HNSW(m=4))
+    assert Bundle.open(tmp_path / "named").index.settings == HNSW(m=4)
+
+
+def test_after_an_update_the_index_is_built_anew_with_its_settings(own: Path, tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    build_index(own, IVFSQ8(nlist=7, nprobe=5), seed=3)
+    before = Index.open(own / "index")
+    event = {"user": "u1", "item": "i5", "time": 1_650_000_999, "page": "i6", "device": "d1"}
+    update(own, interactions=[pa.Table.from_pylist([event])], set=["update.valid=0"], quiet=True)
+    done = export(own, tmp_path / "bundle")
+    assert done.rebuilt
+    assert "the model has changed since its index was built: built anew for this bundle with its" in done.render()
+    vector_MD = Retriever.open(own).item_MD.numpy()
+    again = Index.build(vector_MD, IVFSQ8(nlist=7, nprobe=5), seed=3)
+    again.save(tmp_path / "again", vectors=False)
+    for path in (tmp_path / "again").iterdir():
+        assert path.read_bytes() == (tmp_path / "bundle" / "index" / path.name).read_bytes()
+    assert not before.is_of(vector_MD, np.ones(shop.ITEMS, bool))
+
+
+def test_a_damaged_index_of_the_model_is_no_reason_for_another(own: Path, tmp_path: Path) -> None:
+    build_index(own, Exact())
+    (own / "index" / "live.bin").unlink()
+    with pytest.raises(ArtifactError, match=r"the index is incomplete, live.bin is missing: build the index again"):
+        export(own, tmp_path / "bundle")
+    export(own, tmp_path / "bundle", index=Exact())
+
+
+def test_an_export_tunes_as_the_index_build_does(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    built = build_index(own, IVFSQ8(nlist=7, nprobe=1), target_recall=0.8, k=10, out=tmp_path / "index")
+    asked = export(own, tmp_path / "asked", index=IVFSQ8(nlist=7, nprobe=1), target_recall=0.8, k=10)
+    build_index(own, IVFSQ8(nlist=7, nprobe=1))
+    left = export(own, tmp_path / "left", target_recall=0.8, k=10)
+    assert built.settings != IVFSQ8(nlist=7, nprobe=1)
+    for done in (asked, left):
+        assert done.tuned is not None
+        assert done.tuned.low >= 0.8
+        assert done.tuned == built.tuned
+        assert Bundle.open(done.folder).index.settings == built.settings
+        assert "(target 0.8)" in done.render()
+        assert json.loads(done.to_json())["tuned"]["k"] == 10
+    monkeypatch.setattr("twotower.index.tuning.lower_bound", lambda recall_Q: 0.0)
+    with pytest.raises(ConfigError, match=r"target_recall is 0.8, but IVFSQ8 finds .*: lower the target"):
+        export(own, tmp_path / "no", target_recall=0.8, k=10)
+    assert not (tmp_path / "no").exists()
+
+
 # ---------------------------------------------------------------- other models
 
 
@@ -375,6 +455,28 @@ def test_life_updates_and_free_rows(tmp_path: Path) -> None:
     for opened in (second, retriever):
         with pytest.raises(DataError, match="user 'u9' is not known"):
             opened.recommend({"user": "u9"})  # type: ignore[attr-defined]
+
+
+def test_a_version_knows_what_the_one_before_knew(own: Path, tmp_path: Path) -> None:
+    """The first is exported by hand, with what is to be shown; titles of new items come with the updates."""
+    export(own, tmp_path / "versions" / "000000", show=["year", "title"], licence="CC0-1.0")
+    for number, (item, title) in enumerate((("new", "blue wool"), ("newer", "red silk")), 1):
+        event = {"user": "u1", "item": item, "time": 1_650_000_999 + number, "page": "i6", "device": "d1"}
+        row = {"item": item, "kind": "k1", "price": 2.0, "title": title, "year": 2030 + number, "tags": ["x"]}
+        rows = pa.Table.from_pylist([row])
+        update(own, interactions=[pa.Table.from_pylist([event])], items=rows, set=["update.valid=0"], quiet=True)
+        done = export_version(own, tmp_path / "versions", items=[rows])
+        assert done is not None
+        assert done.folder == tmp_path / "versions" / f"00000{number}"
+        assert export_version(own, tmp_path / "versions", items=[rows]) is None
+    first, last = (Bundle.open(tmp_path / "versions" / name) for name in ("000000", "000002"))
+    assert last.shown(["i5"]) == first.shown(["i5"])
+    assert set(last.shown(["i5"])[0]) == {"year", "title"}
+    assert last.shown(["new", "newer"]) == [
+        {"year": 2031, "title": "blue wool"},
+        {"year": 2032, "title": "red silk"},
+    ]
+    assert last.manifest["licence"] == "CC0-1.0"
 
 
 def test_queries_that_are_items_do_not_get_themselves(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tests.index.oracle import clustered, naive, whole_numbers
 from twotower.errors import ArtifactError, ConfigError, DataError
 from twotower.index import HNSW, IVFPQ, IVFSQ8, KINDS, LSH, Exact, Found, Index, IndexSettings
+from twotower.index.files import INDEX
 from twotower.index.structures import Structure
 
 pytest.importorskip("faiss")
@@ -183,7 +184,7 @@ def test_the_same_seed_builds_the_same_files(kind: IndexSettings, tmp_path: Path
     vector_MD = clustered(np.random.default_rng(0), 1_000, WIDTH)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         Index.build(vector_MD, kind, seed=seed).save(tmp_path / name)
-    a, b, c = (json.loads((tmp_path / name / "index.json").read_text())["files"] for name in "abc")
+    a, b, c = (INDEX.read(tmp_path / name)["files"] for name in "abc")
     assert a == b
     assert isinstance(kind, Exact) or a != c
 
@@ -220,6 +221,14 @@ def _break_faiss(folder: Path) -> None:
 
 
 def _edit(folder: Path, **changes: object) -> None:
+    """As if it had been written with other facts, all checksums right."""
+    manifest = INDEX.read(folder)
+    (folder / "index.json").unlink()
+    body = {name: value for name, value in manifest.items() if name not in ("format", "version", "files")}
+    INDEX.write(folder, body | changes)
+
+
+def _as_other(folder: Path, **changes: object) -> None:
     manifest = json.loads((folder / "index.json").read_text())
     (folder / "index.json").write_text(json.dumps(manifest | changes))
 
@@ -227,19 +236,24 @@ def _edit(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda folder: (folder / "index.json").unlink(), "holds no index"),
+        (
+            lambda folder: (folder / "index.json").unlink(),
+            "there is no index here .*: make one with twotower index build",
+        ),
         (lambda folder: (folder / "index.json").write_text("{"), "can't be read"),
         (
-            lambda folder: _edit(folder, version=99),
-            "found twotower-index version 99, expected twotower-index version 1",
+            lambda folder: _as_other(folder, version=99),
+            "the index has version 99, this program reads version 1: use a newer twotower, or build the index again",
         ),
+        (lambda folder: _as_other(folder, format="twotower bundle"), "this is not the manifest of an index"),
+        (lambda folder: _as_other(folder, n=401), r"the manifest is damaged \(its checksum differs\)"),
         (lambda folder: _edit(folder, settings={"kind": "IVFSQ9"}), "did you mean 'IVFSQ8'"),
         (lambda folder: _edit(folder, n_built="many"), "is damaged"),
-        (lambda folder: _edit(folder, shapes={}), "saved without its vectors"),
-        (lambda folder: (folder / "live.bin").unlink(), "live.bin: is missing"),
-        (_break_size, "bytes, expected"),
-        (_break_content, "checksum is not that of what was written"),
-        (_break_faiss, "base.faiss: "),
+        (lambda folder: _edit(folder, arrays={}), "saved without its vectors"),
+        (lambda folder: (folder / "live.bin").unlink(), "the index is incomplete, live.bin is missing: build the"),
+        (_break_size, "the index is damaged, base.faiss has .* bytes, expected"),
+        (_break_content, "the index is damaged, the checksum of vectors.bin differs"),
+        (_break_faiss, "the checksum of base.faiss differs"),
     ],
 )
 def test_a_damaged_index_is_refused(harm: object, message: str, tmp_path: Path) -> None:
@@ -262,10 +276,48 @@ def test_only_an_index_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "mine.txt").write_text("keep")
     index = Index.build(np.eye(3, dtype=np.float32))
-    with pytest.raises(ArtifactError, match=r"holds 'mine.txt', which is no part of an index"):
+    with pytest.raises(ArtifactError, match=r"holds what is no part of an index \(mine.txt\)"):
         index.save(tmp_path / "index")
     with pytest.raises(ArtifactError, match="there is a file"):
         index.save(tmp_path / "index" / "mine.txt")
+    assert [path.name for path in tmp_path.rglob("*")] == ["index", "mine.txt"]
+
+
+def test_an_index_that_can_not_be_written_leaves_the_one_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Faiss on a full disk."""
+    vector_MD = clustered(np.random.default_rng(0), 400, WIDTH)
+    Index.build(vector_MD, IVFSQ8(), seed=1).save(tmp_path / "index")
+
+    def full(self: object, path: str) -> None:
+        raise RuntimeError("Error in write at io.cpp:9: Error: 'ret == n' failed: write error in " + path)
+
+    monkeypatch.setattr("faiss.write_index", full)
+    with pytest.raises(ArtifactError, match=r"index: the index can't be written \('ret == n' failed: write error in"):
+        Index.build(vector_MD, IVFSQ8(), seed=2).save(tmp_path / "index")
+    assert Index.open(tmp_path / "index", verify=True).seed == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_an_index_knows_whose_it_is(tmp_path: Path) -> None:
+    """Of the vectors and rows that it was built of, up to rounding; not of others, nor after a change."""
+    vector_MD, live_M = clustered(np.random.default_rng(0), 400, WIDTH), np.arange(400) % 5 > 0
+    index = Index.build(vector_MD, IVFSQ8(), live_M=live_M)
+    index.save(tmp_path / "index")
+    opened = Index.open(tmp_path / "index")
+    moved, gone = vector_MD.copy(), vector_MD.copy()
+    moved[399, 0] += 1e-3
+    gone[400 // 5 * 4] = 7.0  # row 320 is in nobody's list
+    for one in (index, opened):
+        assert one.is_of(vector_MD, live_M)
+        assert one.is_of(vector_MD * np.float32(1 + 1e-7), live_M)
+        assert one.is_of(gone, live_M)
+        assert not one.is_of(moved, live_M)
+        assert not one.is_of(vector_MD, np.arange(400) % 5 > 1)
+        assert not one.is_of(vector_MD[:399], live_M[:399])
+    opened.upsert([1], vector_MD[:1])
+    assert not opened.is_of(vector_MD, live_M)
 
 
 def test_settings_of_the_search_change_without_building() -> None:

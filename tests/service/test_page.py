@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.bundle import shop
 from tests.service.running import Client, Running, served_by
 from twotower.bundle import Bundle
 from twotower.experiment import Assignment
@@ -25,6 +26,7 @@ from twotower.service import Served, Service, Serving
 from twotower.service.engine import Engine
 from twotower.service.metrics import Metrics
 from twotower.service.pages import PAGE
+from twotower.training import export
 
 FILES = sorted(PAGE.iterdir())
 NASTY = '<img src=x onerror="document.title=\'run\'"><script>document.title="run"</script>'
@@ -106,6 +108,29 @@ def test_an_arm_that_can_not_answer_says_why(folder: Path, tmp_path: Path) -> No
 def test_one_bundle_is_compared_with_nothing(asking: Client) -> None:
     (only,) = asking.post("/compare", {"query": {"user": "u1"}}).json["answers"]
     assert only == {**asking.post("/recommend", {"query": {"user": "u1"}}).json, "arm": None}
+
+
+def test_what_a_report_of_the_export_says_is_what_the_page_reads(folder: Path, tmp_path: Path) -> None:
+    """Every kind, with the facts that ``page/bundle.js`` names; a bundle without a report says so."""
+    pytest.importorskip("faiss")
+    done = export(folder.parent / "model", tmp_path / "bundle", report=True, target_recall=0.5, k=5)
+    assert done.report is not None
+    with served_by(tmp_path / "bundle") as client:
+        (about,) = client.get("/about").json["bundles"]
+    report = about["index_report"]
+    assert (report["n_items"], report["k"], report["target_recall"]) == (shop.ITEMS, 5, 0.5)
+    assert [line["settings"]["kind"] for line in report["lines"]] == ["Exact", "IVFSQ8", "IVFPQ", "HNSW", "LSH"]
+    exact = report["lines"][0]
+    assert (exact["met"], exact["recall"], exact["low"]) == (True, 1.0, 1.0)
+    script = (PAGE / "bundle.js").read_text(encoding="utf-8")
+    for read in re.findall(r"\bline\.([a-z_0-9.]+[a-z_0-9])", script):
+        found = exact
+        for name in read.split("."):
+            found = found[name]
+    assert set(re.findall(r"\bfound\.([a-z_]+)", script)) <= set(report)
+    assert done.report.render() in done.render()
+    with served_by(folder) as client:
+        assert client.get("/about").json["bundles"][0]["index_report"] is None
 
 
 def test_colours_can_be_told_apart() -> None:

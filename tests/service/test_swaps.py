@@ -12,12 +12,14 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.bundle import shop
 from tests.service.running import Client, Running, served_by
 from tests.service.test_changes import NEW, everything, put
+from twotower import cli
 from twotower.bundle import Bundle
 from twotower.service.serving import WATCH_S
 from twotower.training import export
@@ -211,6 +213,23 @@ def test_a_version_that_was_seen_too_early_is_tried_again(folder: Path, other: P
         while client.served.now.first.bundle.fingerprint != Bundle.open(other).fingerprint:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_a_version_that_an_update_exports_is_served(tmp_path: Path) -> None:
+    model, versions = shop.trained(tmp_path / "shop"), tmp_path / "versions"
+    export(model, versions / "000000", show=["title"])
+    event = {"user": "u1", "item": "i5", "time": 1_650_000_999, "page": "i6", "device": "d1"}
+    pq.write_table(pa.Table.from_pylist([event]), tmp_path / "day.parquet")
+    command = ["update", str(model), "--interactions", str(tmp_path / "day.parquet"), "--set", "update.valid=0"]
+    with served_by(versions / "000000", watch=versions, follow=True) as client:
+        assert cli.main([*command, "--export", str(versions)]) == 0
+        deadline = time.monotonic() + 20
+        while client.served.now.first.bundle.folder.name != "000001":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (about,) = client.get("/about").json["bundles"]
+        assert about["bundle"] == Bundle.open(versions / "000001").fingerprint
+        assert client.get("/about").json["attributes"] == {"title": "string"}
 
 
 def is_right(answer: dict[str, Any], want: dict[str, list[str]]) -> bool:

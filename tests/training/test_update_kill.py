@@ -15,6 +15,7 @@ import pytest
 
 from tests.killing import Commands, killed_at_random
 from tests.training.two_groups import FIRST_DAYS, at, bytes_of, day_of, trained, without_times, write
+from twotower.bundle import versions_of
 from twotower.training import checkpoint, history
 
 RUN = """
@@ -162,17 +163,22 @@ FOLLOW = """
 import os, sys
 from twotower import cli
 os.fsync = lambda descriptor: None
-sys.exit(cli.main(["update", sys.argv[1], "--follow", sys.argv[2], "--every", "0.05", "--json"]))
+model, days, versions = sys.argv[1:]
+keep = ["--set", "update.min_recall_ratio=0"]
+sys.exit(cli.main(["update", model, "--follow", days, "--every", "0.05", "--export", versions, "--json", *keep]))
 """
 
 
 def test_follow_stops_on_sigterm(tmp_path: Path) -> None:
-    """It waits for more until then, ends well, and has done each day once."""
+    """It waits for more until then, ends well, and has done and exported each day once."""
+    pytest.importorskip("onnxruntime")
     model = trained(tmp_path / "at")
     (tmp_path / "days").mkdir()
     write(tmp_path / "days" / "day-6.parquet", day_of(FIRST_DAYS))
     follower = subprocess.Popen(
-        [sys.executable, "-c", FOLLOW, str(model), str(tmp_path / "days")], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", FOLLOW, str(model), str(tmp_path / "days"), str(tmp_path / "versions")],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert follower.stdout is not None
     for day in range(2):
@@ -187,3 +193,4 @@ def test_follow_stops_on_sigterm(tmp_path: Path) -> None:
     assert follower.returncode == 0
     assert [day.name for day in history(model).days] == ["day-6.parquet", "day-7.parquet"]
     assert checkpoint.read_state(model / "best")["positions"].keys() == {str(tmp_path / "days")}
+    assert [path.name for path in versions_of(tmp_path / "versions")] == ["000001", "000002"]

@@ -317,3 +317,12 @@ def _opened(folder: Path, manifest: Tree) -> Bundle:
 def is_bundle(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds a bundle rather than a model."""
     return (Path(folder) / BUNDLE.manifest).exists()
+
+
+def versions_of(folder: Path) -> list[Path]:
+    """Bundles in a folder, by name. What is being written has no manifest yet, or a name that begins with a dot."""
+    try:
+        inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:
+        return []
+    return [path for path in inside if is_bundle(path)]

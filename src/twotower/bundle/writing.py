@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..data.column_files import ArrayFile, ColumnsWriter, Tree
+from ..data.column_files import ColumnsWriter, Tree, write_array
 from ..data.columns import Column, RaggedArray
 from ..data.raw_queries import last_of_each
 from ..data.store import Store, encode_schema
@@ -47,7 +47,7 @@ def write_bundle(folder: Path, store: Store, towers: TwoTower, content: Content)
     store.item_vocabulary.save(folder / ITEMS)
     if store.query_vocabulary is not None:
         store.query_vocabulary.save(folder / QUERIES)
-    vectors = _array(folder / VECTORS, content.vector_MD)
+    vectors = write_array(folder / VECTORS, content.vector_MD)
     content.index.save(folder / INDEX, vectors=False)
     if content.attributes is not None:
         save_attributes(content.attributes, folder / ATTRIBUTES)
@@ -76,7 +76,7 @@ def write_bundle(folder: Path, store: Store, towers: TwoTower, content: Content)
                 "query": _columns(folder, "query", store.query),
                 "item": _columns(folder, "item", item),
                 "lists": _columns(folder, "lists", lists),
-                "own": None if own is None else _array(folder / "own.bin", np.asarray(own)),
+                "own": None if own is None else write_array(folder / "own.bin", np.asarray(own)),
             },
         },
     )
@@ -84,12 +84,6 @@ def write_bundle(folder: Path, store: Store, towers: TwoTower, content: Content)
 
 def _int32(lists: RaggedArray) -> RaggedArray:
     return RaggedArray(offset=lists.offset, value=lists.value.astype(np.int32))
-
-
-def _array(path: Path, array: NDArray[np.generic]) -> Tree:
-    file = ArrayFile(path)
-    file.append(array)
-    return file.close()
 
 
 def _columns(folder: Path, prefix: str, columns: Mapping[str, Column]) -> Tree:

@@ -1,4 +1,4 @@
-"""A folder that is written whole and read checked: what stores and bundles have in common.
+"""A folder that is written whole and read checked: what stores, bundles and indexes have in common.
 
 Its manifest, ``NAME.json``, says what kind of folder it is, of which version, and the size and checksum of every file
 in it; it is written last.
@@ -34,6 +34,11 @@ class ArtifactKind:
     """By an older version that can still be read: what makes its manifest one of the next version."""
 
     @property
+    def one(self) -> str:
+        """With its article."""
+        return f"{'an' if self.name[0] in 'aeiou' else 'a'} {self.name}"
+
+    @property
     def manifest(self) -> str:
         """The file that describes the folder."""
         return f"{self.name}.json"
@@ -59,7 +64,7 @@ class ArtifactKind:
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{file}: can't be read ({error}): {self.way_out}") from error
         if not isinstance(manifest, dict) or manifest.get("format") != self.format:
-            raise ArtifactError(f"{file}: this is not the manifest of a {self.name}")
+            raise ArtifactError(f"{file}: this is not the manifest of {self.one}")
         self._check_version(folder, manifest.get("version"))
         if manifest.pop("crc32", None) != _crc_of_tree(manifest):
             raise ArtifactError(f"{file}: the manifest is damaged (its checksum differs): {self.way_out}")

@@ -69,6 +69,13 @@ class ArrayFile:
         return {"file": self.path.name, "dtype": dtype.str, "shape": [self.n, *self._row_shape]}
 
 
+def write_array(path: Path, array: NDArray[Any]) -> Tree:
+    """Write one array whole; returns what the manifest says of it."""
+    file = ArrayFile(path)
+    file.append(array)
+    return file.close()
+
+
 class ColumnFile:
     """One column, written by appending: an array, or the offsets, values and weights of lists."""
 

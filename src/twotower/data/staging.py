@@ -1,4 +1,4 @@
-"""Where a store or a bundle is made before it takes its place, so that nothing half-made is ever found there."""
+"""Where a store, bundle or index is made before it takes its place, so that nothing half-made is ever found there."""
 
 from __future__ import annotations
 
@@ -118,10 +118,10 @@ def check_destination(out: Path, overwrite: bool, kind: ArtifactKind = STORE) ->
     foreign = sorted(there - kind.files_of(out))
     if foreign or not there:
         raise ArtifactError(
-            f"{out}: the folder holds what is no part of a {kind.name} ({foreign[0] if foreign else 'folders'}): "
+            f"{out}: the folder holds what is no part of {kind.one} ({foreign[0] if foreign else 'folders'}): "
             "choose another place, or remove it yourself"
         )
     if not overwrite:
         raise ArtifactError(
-            f"{out}: there is a {kind.name} already: choose another place, or replace it with {kind.replace_with}"
+            f"{out}: there is {kind.one} already: choose another place, or replace it with {kind.replace_with}"
         )

@@ -26,6 +26,11 @@ _MOSTLY = 0.9
 """While so many of the structure's items are live, those that went are dropped after the search."""
 _NUMBERS = 2**22
 """Numbers of proposed vectors that are multiplied at a time."""
+_LOOKED_AT = 65_536
+"""Vectors that are checked, or held against others, at a time."""
+_ROUNDING = 1e-6
+"""How far numbers of the same vectors, made by another number of threads, may be apart, as a share of the greatest
+or of 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +231,20 @@ class Index:
         of_base = row_n < len(content.live_M)
         held_n[of_base] |= content.live_M[row_n[of_base]]
         return held_n
+
+    def is_of(self, vector_MD: Vectors, live_M: Mask) -> bool:
+        """Whether it finds just the rows in ``live_M``, and these vectors are theirs up to rounding."""
+        content = self._content
+        if len(content.delta_row_d) or vector_MD.shape != content.vector_MD.shape:
+            return False
+        if not np.array_equal(content.live_M, live_M):
+            return False
+        row_n = np.flatnonzero(live_M)
+        for first in range(0, len(row_n), _LOOKED_AT):
+            ours, theirs = (of[row_n[first : first + _LOOKED_AT]] for of in (content.vector_MD, vector_MD))
+            if float(np.abs(ours - theirs).max()) > _ROUNDING * max(1.0, float(np.abs(theirs).max())):
+                return False
+        return True
 
     def memory_bytes(self) -> int:
         """Bytes that a search needs at hand: those of the structure, masks and new items; of ``Exact``, the vectors.
@@ -497,7 +516,7 @@ def _check_rows(row_n: ArrayLike) -> Rows:
 def _check_vectors(vector_nD: Vectors) -> None:
     if vector_nD.ndim != 2 or vector_nD.dtype != np.float32 or vector_nD.shape[1] == 0:
         raise DataError(f"vectors: found {vector_nD.dtype} of the shape {vector_nD.shape}, expected float32 [items, D]")
-    for first in range(0, len(vector_nD), 65_536):
-        finite = np.isfinite(vector_nD[first : first + 65_536]).all(1)
+    for first in range(0, len(vector_nD), _LOOKED_AT):
+        finite = np.isfinite(vector_nD[first : first + _LOOKED_AT]).all(1)
         if not finite.all():
             raise DataError(f"vectors: that of row {first + int(np.argmin(finite))} is not finite")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, DataError
+from ..settings import Tree
 from .exact import Mask, Vectors
 from .index import Found, Index
 from .kinds import HNSW, IVFPQ, IVFSQ8, LSH, SEARCH_SETTINGS, Exact, IndexSettings
@@ -113,12 +114,16 @@ class IndexReport:
             lines.append(f"The target was NOT met by {', '.join(missed)}, however hard it looked.")
         return "\n".join(lines)
 
-    def to_json(self) -> str:
-        """As JSON, on one line."""
+    def to_tree(self) -> Tree:
+        """As plain JSON, such as a bundle keeps."""
         tree = dataclasses.asdict(self)
         for line, content in zip(self.lines, tree["lines"], strict=True):
             content["settings"] = {"kind": line.kind, **content["settings"]}
-        return json.dumps(tree)
+        return tree
+
+    def to_json(self) -> str:
+        """As JSON, on one line."""
+        return json.dumps(self.to_tree())
 
     def plot(self, path: str | Path) -> bool:
         """Write a picture, recall against latency; False where matplotlib is not installed.

@@ -7,6 +7,7 @@ exact scores are the business of ``Index``. Nothing here changes after it was bu
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,8 +108,13 @@ class Structure:
         return counted
 
     def write(self, path: Path) -> None:
-        """Write it as Faiss does."""
-        _faiss().write_index(self.faiss_index, str(path))
+        """Write it as Faiss does, and put it on disk. Raises OSError where that fails."""
+        try:
+            _faiss().write_index(self.faiss_index, str(path))
+        except RuntimeError as error:
+            raise OSError(_said(error)) from error
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
     @staticmethod
     def read(path: Path, longest: float, *, mmap: bool) -> Structure:
@@ -117,8 +123,12 @@ class Structure:
         try:
             return Structure(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0), longest)
         except RuntimeError as error:
-            said = str(error).rsplit("Error: ", 1)[-1]
-            raise ArtifactError(f"{path}: Faiss can't read it ({said}): build the index again") from error
+            raise ArtifactError(f"{path}: Faiss can't read it ({_said(error)}): build the index again") from error
+
+
+def _said(error: RuntimeError) -> str:
+    """What Faiss says went wrong, without where in its source."""
+    return str(error).rsplit("Error: ", 1)[-1]
 
 
 def build(vector_nD: Vectors, settings: Approximate, *, threads: int, seed: int) -> Structure:

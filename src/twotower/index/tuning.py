@@ -49,6 +49,13 @@ class Tuned:
         """Whether the target is met with 95%, as far as these queries can tell."""
         return self.low >= self.target_recall
 
+    def in_words(self) -> str:
+        """What was found, on a line."""
+        return (
+            f"recall@{self.k} {self.recall:.4f} on {self.n_queries:,} held-out queries, above {self.low:.4f} with 95% "
+            f"(target {self.target_recall:g})"
+        )
+
 
 class _Look(Protocol):
     """What some settings give, on the first so many queries."""

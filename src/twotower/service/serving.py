@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from ..bundle import Bundle, is_bundle
+from ..bundle import Bundle, is_bundle, versions_of
 from ..bundle.served_tower import ServedTower
 from ..errors import ConfigError, DataError, TwoTowerError
 from ..experiment import Assignment
@@ -77,15 +77,6 @@ def newest(folder: Path) -> Path:
     if not versions:
         raise ConfigError(f"{folder}: holds no bundle and no folder with one: make one with twotower export")
     return versions[-1]
-
-
-def versions_of(folder: Path) -> list[Path]:
-    """Bundles in a folder, by name. What is being written has no manifest yet, or a name that begins with a dot."""
-    try:
-        inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError:
-        return []
-    return [path for path in inside if is_bundle(path)]
 
 
 def shared_between_workers(bundle: Bundle) -> Bundle:

@@ -11,6 +11,7 @@ from .retriever import Retriever, save_vectors
 from .tune import tune
 from .tuned import Trial, Tuned
 from .update import Forgotten, Updated, forget, history, update, update_from
+from .versions import export_version, next_version
 
 __all__ = [
     "Day",
@@ -29,9 +30,11 @@ __all__ = [
     "build_index",
     "evaluate",
     "export",
+    "export_version",
     "forget",
     "fuzzy_positives",
     "history",
+    "next_version",
     "recommend",
     "recommend_all",
     "report_index",

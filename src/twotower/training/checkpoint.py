@@ -192,6 +192,12 @@ def read_state(folder: Path) -> dict[str, Any]:
     return {name: value for name, value in state.items() if name not in (_TENSORS_CRC, _STATE_CRC)}
 
 
+def fingerprint(folder: Path) -> str:
+    """Eight hexadecimal digits that tell models apart: of all tensors of a checkpoint. Raises ArtifactError as
+    ``read_state`` does."""
+    return f"{_read(_newest(folder))[_TENSORS_CRC]:08x}"
+
+
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / STATE
     if not path.exists():

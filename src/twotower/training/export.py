@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,11 @@ from ..data.readers import Source
 from ..data.staging import Staging, check_destination
 from ..errors import ArtifactError
 from ..evaluation import top_k
-from ..index import Index, IndexSettings
+from ..index import IndexReport, IndexSettings, Tuned
 from ..records import Ragged
 from ..version import __version__
 from . import checkpoint
+from .indexed import TARGET_RECALL, index_left, index_subject
 from .retriever import BEST, Retriever, recent_items
 
 TOLERANCE = 1e-5
@@ -47,24 +49,45 @@ class Exported:
     """Live ones."""
     index: str
     """Its kind."""
+    rebuilt: bool
+    """Whether the index in the model's folder was of the model as it was before, so that another one was built."""
+    tuned: Tuned | None
+    """What ``target_recall`` found."""
     n_queries: int
     attributes: tuple[str, ...]
     recall: float
     """Share of the ``20`` best items that the index finds for a sample of queries."""
     difference: float
     """Largest of a number in a sample of vectors and scores from what PyTorch gives."""
+    report: IndexReport | None
+    """Of all kinds of index, as it is in the bundle, where that was asked for."""
 
     def render(self) -> str:
         """For the command line."""
-        shown = ", ".join(self.attributes) or "none"
+        lines = [self.head(), f"attributes of items: {', '.join(self.attributes) or 'none'}"]
+        if self.rebuilt:
+            lines += ["the model has changed since its index was built: built anew for this bundle with its settings"]
+        if self.tuned is not None:
+            lines += [str(self.tuned.settings), self.tuned.in_words()]
+        lines += [
+            f"{self.index} finds {self.recall:.4f} of the best {_K} items; "
+            f"PyTorch, ONNX and search agree to {self.difference:.0e} on a sample of {_SAMPLES} queries"
+        ]
+        if self.report is not None:
+            lines += ["", self.report.render()]
+        return "\n".join([*lines, "", f"next: twotower recommend {self.folder} --query ..."])
+
+    def head(self) -> str:
+        """What was written, on a line."""
         return (
             f"exported {self.n_items:,} live items and {self.n_queries:,} known queries to {self.folder} "
-            f"({self.megabytes:,.1f} MB, {self.fingerprint})\n"
-            f"attributes of items: {shown}\n"
-            f"{self.index} finds {self.recall:.4f} of the best {_K} items; "
-            f"PyTorch, ONNX and search agree to {self.difference:.0e} on a sample of {_SAMPLES} queries\n\n"
-            f"next: twotower recommend {self.folder} --query ..."
+            f"({self.megabytes:,.1f} MB, {self.fingerprint})"
         )
+
+    def to_json(self) -> str:
+        """For machines, on one line."""
+        report = None if self.report is None else self.report.to_tree()
+        return json.dumps({**asdict(self), "report": report}, default=str)
 
 
 def export(
@@ -72,9 +95,12 @@ def export(
     out: str | Path,
     *,
     index: IndexSettings | None = None,
+    target_recall: float | None = None,
+    k: int = 100,
+    report: bool = False,
     threads: int = 1,
     show: Sequence[str] | None = None,
-    items: Sequence[str] | None = None,
+    items: Sequence[Source] | None = None,
     licence: str | None = None,
     overwrite: bool = False,
 ) -> Exported:
@@ -86,8 +112,14 @@ def export(
     Args:
         model: folder that ``train`` wrote, updated or not.
         out: folder of the bundle; it appears whole or not at all.
-        index: how live items are found; ``Exact`` without it, which looks at all of them.
-        threads: to build the index with.
+        index: how live items are found. Without it as by the index that ``build_index`` left in the model's folder:
+            by that itself, or by one of the same settings where the model has changed since; by looking at all of them
+            (``Exact``) where there is none.
+        target_recall: search as little as reaches this recall on held-out queries (``index.tune``).
+        k: how many best items the recall is of, that of ``report`` too.
+        report: measure every kind of index, and keep that in the bundle (``report_index``, with ``target_recall`` or
+            .95).
+        threads: to build indexes with.
         show: columns of the item files to keep for titles and filters; all with one value a row, without it.
         items: item files or folders to read these from, instead of those of the run, later ones over earlier: items
             that updates brought are in theirs.
@@ -96,8 +128,9 @@ def export(
 
     Raises:
         ArtifactError: the model is missing or damaged, ``out`` is taken, or the bundle gives other answers.
-        DataError: an item file can't be read or has no such column.
-        ConfigError: the libraries of the extras ``export`` and ``serve`` are not installed.
+        DataError: an item file can't be read or has no such column, or there are too few held-out queries.
+        ConfigError: the libraries of the extras ``export`` and ``serve`` are not installed, or the index can't reach
+            the target.
     """
     out = Path(out)
     check_destination(out, overwrite, BUNDLE)
@@ -108,15 +141,27 @@ def export(
         of_run = () if retriever.run.data is None else retriever.run.data.items
         sources: list[Source] = list(items) if items is not None else [of_run] if of_run else []
         attributes = read_attributes(sources, store.schema, store.item_vocabulary, show) if sources else None
-    vector_MD, live_M = retriever.item_MD.numpy(), np.zeros(store.n_items, bool)
-    live_M[retriever.live_rows().numpy()] = True
+    subject = index_subject(retriever, Path(model), with_queries=report or target_recall is not None)
+    rebuilt, tuned, measured = False, None, None
+    if index is None:
+        found, rebuilt = index_left(Path(model), subject, threads=threads)
+    else:
+        found = subject.build(index, threads=threads)
+    if target_recall is not None:
+        found, tuned = subject.tuned(found, k=k, target_recall=target_recall)
+    if report:
+        measured = subject.report(k=k, target_recall=target_recall or TARGET_RECALL, threads=threads)
     content = Content(
-        vector_MD=vector_MD,
-        index=Index.build(vector_MD, index, live_M=live_M, threads=threads),
+        vector_MD=subject.vector_MD,
+        index=found,
         seen=_as_arrays(retriever.seen),
         latest=recent_items(store),
         attributes=attributes,
-        about={**_about(retriever, checkpoint.read_state(Path(model) / BEST)), "licence": licence},
+        about={
+            **_about(retriever, Path(model) / BEST),
+            "licence": licence,
+            "index_report": None if measured is None else measured.to_tree(),
+        },
     )
     with Staging(out, overwrite, BUNDLE) as staging:
         write_bundle(staging.folder, store, retriever.towers, content)
@@ -129,22 +174,26 @@ def export(
         megabytes=sum(about["size"] for about in bundle.manifest["files"].values()) / 1e6,
         n_items=content.index.n,
         index=content.index.kind,
+        rebuilt=rebuilt,
+        tuned=tuned,
         n_queries=bundle.manifest["counts"]["queries"] or 0,
         attributes=() if attributes is None else tuple(attributes.column_names),
         recall=recall,
         difference=difference,
+        report=measured,
     )
 
 
-def _about(retriever: Retriever, state: Tree) -> Tree:
+def _about(retriever: Retriever, of: Path) -> Tree:
     """What the manifest says of the model. Where the training data was is nobody's business."""
     settings = {name: value for name, value in run_tree(retriever.run).items() if name not in ("data", "schema")}
+    state = checkpoint.read_state(of)
     measured = state.get("history") or [{}]
     return {
         "twotower": __version__,
         "run": settings,
         "model": {name: state[name] for name in ("step", "epoch") if name in state}
-        | {"updates": retriever.store.n_updates},
+        | {"updates": retriever.store.n_updates, "checkpoint": checkpoint.fingerprint(of)},
         "metrics": measured[-1],
     }
 

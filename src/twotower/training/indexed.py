@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..data.held_out import PARTS, HeldOut, held_out
 from ..errors import ConfigError
-from ..index import IVFSQ8, Index, IndexReport, IndexSettings, Tuned
+from ..index import IVFSQ8, Exact, Index, IndexReport, IndexSettings, Tuned
 from ..index import report as report_of
 from ..index import tune as tune_index
 from ..index.report import MOST_QUERIES, USUAL
@@ -21,6 +21,8 @@ from .retriever import Retriever, encode_questions
 
 INDEX = "index"
 """Folder of the index in that of the model."""
+TARGET_RECALL = 0.95
+"""Of a report."""
 _MOST_QUERIES = 2 * MOST_QUERIES
 
 
@@ -40,16 +42,11 @@ class Indexed:
             f"{self.n_items:,} items, {self.memory_bytes / 2**20:,.1f} MiB at hand, in {self.folder}",
             f"{self.settings}",
         ]
-        if self.tuned is not None:
-            lines.append(
-                f"recall@{self.tuned.k} {self.tuned.recall:.4f} on {self.tuned.n_queries:,} held-out queries, above "
-                f"{self.tuned.low:.4f} with 95% (target {self.tuned.target_recall:g})"
-            )
-        return "\n".join(lines)
+        return "\n".join([*lines, *([] if self.tuned is None else [self.tuned.in_words()])])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Subject:
+class IndexSubject:
     """What of a model an index needs."""
 
     vector_MD: NDArray[np.float32]
@@ -58,6 +55,47 @@ class _Subject:
     """Of held-out queries."""
     count_M: NDArray[np.int64]
     """Training events of each item."""
+
+    def build(self, settings: IndexSettings, *, threads: int, seed: int = 0) -> Index:
+        """An index of the live items."""
+        return Index.build(self.vector_MD, settings, live_M=self.live_M, threads=threads, seed=seed)
+
+    def tuned(self, index: Index, *, k: int, target_recall: float) -> tuple[Index, Tuned]:
+        """The index with the cheapest search settings that reach the target on the held-out queries.
+
+        Raises ConfigError where none do.
+        """
+        tuned = tune_index(index, self.query_QD, k=k, target_recall=target_recall)
+        if not tuned.met:
+            raise ConfigError(
+                f"target_recall is {target_recall:g}, but {index.kind} finds {tuned.recall:.4f} of the best {k} (above "
+                f"{tuned.low:.4f} with 95%) with {tuned.settings}: lower the target, or choose another kind"
+            )
+        return index.look(tuned.settings), tuned
+
+    def report(
+        self,
+        kinds: Sequence[IndexSettings] = USUAL,
+        *,
+        k: int,
+        target_recall: float = TARGET_RECALL,
+        filter_share: float = 0.1,
+        threads: int = 1,
+        seed: int = 0,
+    ) -> IndexReport:
+        """Each kind tuned and measured on the held-out queries (``index.report``)."""
+        return report_of(
+            self.vector_MD,
+            self.query_QD,
+            count_M=self.count_M,
+            live_M=self.live_M,
+            kinds=kinds,
+            k=k,
+            target_recall=target_recall,
+            filter_share=filter_share,
+            threads=threads,
+            seed=seed,
+        )
 
 
 def build_index(
@@ -70,7 +108,8 @@ def build_index(
     threads: int = 1,
     seed: int = 0,
 ) -> Indexed:
-    """Build an index of the model's live items into ``out``, its folder ``index`` if not given.
+    """Build an index of the model's live items into ``out``, its folder ``index`` if not given, where ``export`` looks
+    for it.
 
     With ``target_recall`` the search settings are the cheapest that reach it on held-out queries (``index.tune``).
 
@@ -79,18 +118,11 @@ def build_index(
         ConfigError: settings that don't fit, or a target that the kind can't reach.
         DataError: too few held-out queries to tune on.
     """
-    model, settings = Path(model), IVFSQ8() if settings is None else settings
-    subject = _subject(model, with_queries=target_recall is not None, seed=seed)
-    index = Index.build(subject.vector_MD, settings, live_M=subject.live_M, threads=threads, seed=seed)
-    tuned = None
+    model = Path(model)
+    subject = index_subject(Retriever.open(model), model, with_queries=target_recall is not None, seed=seed)
+    index, tuned = subject.build(IVFSQ8() if settings is None else settings, threads=threads, seed=seed), None
     if target_recall is not None:
-        tuned = tune_index(index, subject.query_QD, k=k, target_recall=target_recall)
-        if not tuned.met:
-            raise ConfigError(
-                f"target_recall is {target_recall:g}, but {index.kind} finds {tuned.recall:.4f} of the best {k} (above "
-                f"{tuned.low:.4f} with 95%) with {tuned.settings}: lower the target, or choose another kind"
-            )
-        index = index.look(tuned.settings)
+        index, tuned = subject.tuned(index, k=k, target_recall=target_recall)
     folder = model / INDEX if out is None else Path(out)
     index.save(folder)
     return Indexed(
@@ -98,11 +130,26 @@ def build_index(
     )
 
 
+def index_left(model: Path, subject: IndexSubject, *, threads: int) -> tuple[Index, bool]:
+    """The index that ``build_index`` left in the model's folder, ``Exact`` where there is none; and whether it had to
+    be built anew with the same settings, as the model has changed since.
+
+    Raises ArtifactError where it is damaged, ConfigError where its settings no longer fit or Faiss is not installed.
+    """
+    folder = model / INDEX
+    if not folder.exists():
+        return subject.build(Exact(), threads=threads), False
+    left = Index.open(folder)
+    if left.is_of(subject.vector_MD, subject.live_M):
+        return left, False
+    return subject.build(left.settings, threads=threads, seed=left.seed), True
+
+
 def report_index(
     model: str | Path,
     kinds: Sequence[IndexSettings] = USUAL,
     *,
-    target_recall: float = 0.95,
+    target_recall: float = TARGET_RECALL,
     k: int = 100,
     filter_share: float = 0.1,
     threads: int = 1,
@@ -115,23 +162,14 @@ def report_index(
         ConfigError: settings that don't fit.
         DataError: fewer than 60 held-out queries.
     """
-    subject = _subject(Path(model), with_queries=True, seed=seed)
-    return report_of(
-        subject.vector_MD,
-        subject.query_QD,
-        count_M=subject.count_M,
-        live_M=subject.live_M,
-        kinds=kinds,
-        k=k,
-        target_recall=target_recall,
-        filter_share=filter_share,
-        threads=threads,
-        seed=seed,
+    subject = index_subject(Retriever.open(model), Path(model), with_queries=True, seed=seed)
+    return subject.report(
+        kinds, k=k, target_recall=target_recall, filter_share=filter_share, threads=threads, seed=seed
     )
 
 
-def _subject(model: Path, *, with_queries: bool, seed: int) -> _Subject:
-    retriever = Retriever.open(model)
+def index_subject(retriever: Retriever, model: Path, *, with_queries: bool, seed: int = 0) -> IndexSubject:
+    """Of an opened model and its folder; held-out queries and counts are empty if they are not asked for."""
     store = retriever.store
     live_M = np.zeros(store.n_items, bool)
     live_M[retriever.live_rows().numpy()] = True
@@ -142,7 +180,7 @@ def _subject(model: Path, *, with_queries: bool, seed: int) -> _Subject:
         questions = held_out(store, part_E, split, filter_seen=False)
         query_QD = encode_questions(retriever.towers, _some(questions, seed)).float().cpu().numpy()
         count_M = np.bincount(store.item_row[part_E == PARTS["train"]], minlength=store.n_items)
-    return _Subject(vector_MD=vector_MD, live_M=live_M, query_QD=query_QD, count_M=count_M)
+    return IndexSubject(vector_MD=vector_MD, live_M=live_M, query_QD=query_QD, count_M=count_M)
 
 
 def _some(questions: HeldOut, seed: int) -> HeldOut:

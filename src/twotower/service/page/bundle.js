@@ -40,7 +40,7 @@ function beside(bundles, caption, told) {
 function reports(bundles) {
   const there = bundles.filter((one) => Array.isArray(one.index_report?.lines));
   if (there.length) return there.map((one) => report(one.index_report, one.arm ?? one.name));
-  return [element("p", { class: "quiet" }, "No bundle has an index report; twotower index report MODEL measures one.")];
+  return [element("p", { class: "quiet" }, "No bundle has an index report; twotower export MODEL --report measures one.")];
 }
 
 function report(found, name) {
