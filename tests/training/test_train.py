@@ -147,6 +147,18 @@ def test_a_folder_can_move_with_its_store(data: Data, model: Path) -> None:
     assert Path(load_run(model / "run.toml").data.store).samefile(data.store)  # type: ignore[union-attr]
 
 
+def test_files_of_a_run_are_found_from_anywhere(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths are taken from where the run was made, not from the model's folder."""
+    monkeypatch.chdir(Path(data.store).parent)
+    here = Data(interactions=("events.parquet",), queries=("users.parquet",), store="store")
+    train(run_on(here, epochs=1), tmp_path / "model", quiet=True)
+    monkeypatch.chdir(tmp_path)
+    found = load_run(tmp_path / "model" / "run.toml").data
+    assert found is not None
+    assert (found.interactions, found.queries) == (data.interactions, data.queries)
+    assert Path(found.store).samefile(data.store)
+
+
 def test_a_refit_replaces_the_best(data: Data, model: Path, tmp_path: Path) -> None:
     """Trained on validation events too, for as long as was best: they are then no surprise."""
     trained = train(run_on(data, refit=True), tmp_path / "model", quiet=True)

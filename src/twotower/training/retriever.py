@@ -296,5 +296,6 @@ def saved_tree(folder: Path) -> Tree:
 
 
 def _seen_from(folder: Path, run: Run, store: Path) -> Run:
+    """The store moves with the model's folder; what it was made of stays where it is."""
     assert run.data is not None
-    return replace(run, data=replace(run.data, store=os.path.relpath(store, folder)))
+    return replace(run, data=replace(run.data.under(Path()), store=os.path.relpath(store, folder)))
