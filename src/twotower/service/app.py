@@ -10,11 +10,11 @@ import asyncio
 import secrets
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -32,6 +32,9 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+T = TypeVar("T")
+Stages = Generator[None, None, T]
+"""A request on its way, which stops between the stages of its answer."""
 
 _JSON = (b"content-type", b"application/json")
 _GUARDED = ("/metrics", "/about", "/items/search", "/queries/search")
@@ -106,13 +109,35 @@ class Service:
 
     # ------------------------------------------------------------ HTTP
 
-    def quickly(self, headers: Headers, body: bytes) -> tuple[int, bytes]:
-        """Status and body of a whole request to /recommend: what the protocol asks without ASGI."""
-        started = perf_counter()
-        route = self._routes["/recommend"]
-        status, answered = self._refused(route, headers) or self._answered(route, body)
-        self._note(route, "/recommend", status, started)
-        return status, answered
+    def quickly(self, requests: Sequence[tuple[Headers, bytes]]) -> list[tuple[int, bytes]]:
+        """Statuses and bodies of whole requests to /recommend: what the protocol asks without ASGI.
+
+        Each stage is gone through by all of them before the next one, which gives the same answers in less time: the
+        code and the tables of a stage stay in the processor's caches.
+        """
+        started, route = perf_counter(), self._routes["/recommend"]
+        answers = [(0, b"")] * len(requests)
+        going = [(at, self._stages(route, *request)) for at, request in enumerate(requests)]
+        while going:
+            before, going = going, []
+            for at, stages in before:
+                try:
+                    next(stages)
+                    going.append((at, stages))
+                except StopIteration as end:
+                    answers[at] = end.value
+        for status, _ in answers:
+            self._note(route, "/recommend", status, started)
+        return answers
+
+    def _stages(self, route: _Route, headers: Headers, body: bytes) -> Stages[tuple[int, bytes]]:
+        refused = self._refused(route, headers)
+        if refused is not None:
+            return refused
+        try:
+            return 200, (yield from self._recommending(self._asked(body)))
+        except Exception as error:
+            return _told_of(error, route)
 
     def _note(self, route: _Route, path: str, status: int, started: float) -> None:
         seconds = perf_counter() - started
@@ -151,19 +176,17 @@ class Service:
 
     def _answered(self, route: _Route, body: bytes) -> tuple[int, bytes]:
         try:
-            if len(body) > self.limits.body_bytes:
-                raise TooMuch(f"the body has more than {self.limits.body_bytes:,} bytes (--max-body)")
-            asked = orjson.loads(body)
-            if type(asked) is not dict:
-                raise DataError(f"the body is {type(asked).__name__}, expected a JSON object")
-            return 200, route.answer(asked)
-        except orjson.JSONDecodeError as error:
-            return 400, _told(f"the body is no JSON: {error}")
-        except TwoTowerError as error:
-            return _status_of(error, route), _told(str(error))
+            return 200, route.answer(self._asked(body))
         except Exception as error:
-            log_line("internal error", route=route.name, error=repr(error), traceback=traceback.format_exc())
-            return 500, _told("something went wrong here; the log of the service tells what")
+            return _told_of(error, route)
+
+    def _asked(self, body: bytes) -> Mapping[str, Any]:
+        if len(body) > self.limits.body_bytes:
+            raise TooMuch(f"the body has more than {self.limits.body_bytes:,} bytes (--max-body)")
+        asked = orjson.loads(body)
+        if type(asked) is not dict:
+            raise DataError(f"the body is {type(asked).__name__}, expected a JSON object")
+        return asked
 
     async def _body(self, receive: Receive) -> bytes:
         """The whole body; of one that is too long no more than tells so."""
@@ -202,9 +225,21 @@ class Service:
     # ------------------------------------------------------------ answers
 
     def _recommend(self, asked: Mapping[str, Any]) -> bytes:
+        stages = self._recommending(asked)
+        while True:
+            try:
+                next(stages)
+            except StopIteration as end:
+                body: bytes = end.value
+                return body
+
+    def _recommending(self, asked: Mapping[str, Any]) -> Stages[bytes]:
         wish, query = wish_of(asked, self.limits, "query"), columns_of(asked, "query")
         engine, arm = self._engine_of(query)
-        answer = engine.recommend(query, wish)
+        encoded = engine.encode(query, wish)
+        yield
+        answer = engine.find(encoded, wish)
+        yield
         started = perf_counter()
         body = engine.answer_bytes(answer, wish, in_experiment=arm is not None)
         self.metrics.add_stages(*answer.seconds, perf_counter() - started)
@@ -323,8 +358,20 @@ def _told(reason: str) -> bytes:
     return orjson.dumps({"error": reason.encode("utf-8", "replace").decode()})
 
 
+def _told_of(error: Exception, route: _Route) -> tuple[int, bytes]:
+    """What callers can mend is 4xx; a disk that is full is not, nor is what nobody thought of."""
+    match error:
+        case orjson.JSONDecodeError():
+            return 400, _told(f"the body is no JSON: {error}")
+        case TwoTowerError():
+            return _status_of(error, route), _told(str(error))
+    log_line(
+        "internal error", route=route.name, error=repr(error), traceback="".join(traceback.format_exception(error))
+    )
+    return 500, _told("something went wrong here; the log of the service tells what")
+
+
 def _status_of(error: TwoTowerError, route: _Route) -> int:
-    """What callers can mend is 4xx; a disk that is full is not."""
     match error:
         case TooMuch():
             return 413

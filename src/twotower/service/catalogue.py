@@ -42,6 +42,7 @@ class Catalogue:
         self._offset, self._data = self.items.text_bytes
         first, last = int(self._offset[0]), int(self._offset[-1])
         self._is_plain = _NEEDS_ESCAPE.search(self._data[first:last]) is None
+        self._cells = self.items.cells if self._is_plain else None
         self._new_row: dict[str, int] = {}
         self._new_text: list[str] = []
         self._new_json: list[bytes] = []
@@ -100,6 +101,9 @@ class Catalogue:
         if len(self._new_text) and len(row_k) and row_k.max() >= n:
             offset, new = self._offset, self._new_json
             return [new[row - n] if row >= n else data[offset[row] : offset[row + 1]] for row in row_k.tolist()]
+        if self._cells is not None:
+            cells: list[bytes] = self._cells.take(row_k).tolist()
+            return cells
         starts, ends = self._offset[row_k].tolist(), self._offset[row_k + 1].tolist()
         return [data[start:end] for start, end in zip(starts, ends, strict=True)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
 from time import perf_counter
 
 import numpy as np
@@ -44,6 +43,17 @@ class Answer:
     def returned(self) -> int:
         """Items of the answer."""
         return len(self.row_k)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """A query as a search takes it."""
+
+    query_D: NDArray[np.float32]
+    excluded: Rows
+    """Items that it must not get, rising."""
+    encode_s: float
+    tower_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,14 +109,21 @@ class Engine:
         Raises DataError for an unknown column or attribute, a value of the wrong type, or a query of which nothing is
         known.
         """
+        return self.find(self.encode(query, wish), wish)
+
+    def encode(self, query: Mapping[str, object], wish: Wish) -> Encoded:
+        """The first half of ``recommend``, and all that may go wrong with a query."""
         started = perf_counter()
         row = self.single.row(query)
         inputs = self.single.inputs(query, row)
         excluded = self._excluded(row, wish)
         encoded = perf_counter()
         query_D = self.bundle.query_tower.run(inputs)[0]
-        ran = perf_counter()
-        return self.search(query_D, wish, excluded, encoded - started, ran - encoded)
+        return Encoded(query_D=query_D, excluded=excluded, encode_s=encoded - started, tower_s=perf_counter() - encoded)
+
+    def find(self, encoded: Encoded, wish: Wish) -> Answer:
+        """The second half."""
+        return self.search(encoded.query_D, wish, encoded.excluded, encoded.encode_s, encoded.tower_s)
 
     def recommend_many(self, queries: Sequence[Mapping[str, object]], wish: Wish) -> list[Answer]:
         """``recommend`` for several queries, whose vectors are made in one go."""
@@ -224,9 +241,9 @@ class Engine:
         ids = self.catalogue.json_ids(answer.row_k)
         scores = orjson.dumps(answer.score_k, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
         if not wish.show:
-            pieces = zip(repeat(b'},{"item":"'), ids, repeat(b'","score":'), scores)
-            items = b"".join(chain.from_iterable(pieces))
-            return b'{"items":[%b}%b' % (items[2:], counts.encode())
+            pieces = [b'},{"item":"', b"", b'","score":', b""] * answer.returned
+            pieces[0], pieces[1::4], pieces[3::4] = b'{"items":[{"item":"', ids, scores
+            return b"".join(pieces) + b"}" + counts.encode()
         shown = self.catalogue.shown(answer.row_k.tolist(), wish.show)
         lines = [
             b'{"item":"%b","score":%b,"attributes":%b}' % (item, score, orjson.dumps(attributes, default=str))

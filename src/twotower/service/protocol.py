@@ -1,4 +1,5 @@
-"""HTTP with a short way for what is asked most: whole requests to /recommend are answered where they are parsed.
+"""HTTP with a short way for what is asked most: whole requests to /recommend are answered without ASGI, those of one
+turn of the event loop together.
 
 uvicorn makes a task, an event and a cycle of messages of each request, which takes as long as a search of a million
 items. Here everything else still goes that way: other routes, other versions of HTTP, callers that read slowly.
@@ -13,17 +14,46 @@ from typing import cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 QUICK = b"/recommend"
-Answer = Callable[[Sequence[tuple[bytes, bytes]], bytes], tuple[int, bytes]]
-"""Status and body of a request, of its headers and its body."""
+MOST = 16
+"""Requests that are answered together at most: others wait for them."""
+Asked = tuple[Sequence[tuple[bytes, bytes]], bytes]
+"""Headers and body of a request."""
+Answers = Callable[[Sequence[Asked]], Sequence[tuple[int, bytes]]]
+"""Status and body of each of some requests."""
 
 _STATUS = {status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
+
+
+class Turn:
+    """Requests that came in this turn of the event loop, of all connections."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self._waiting: list[tuple[QuickProtocol, bool, Asked]] = []
+
+    def put(self, protocol: QuickProtocol, stays: bool, asked: Asked) -> None:
+        """One more. ``stays`` says that its connection does, once it is answered."""
+        if not self._waiting:
+            protocol.loop.call_soon(self.end)
+        self._waiting.append((protocol, stays, asked))
+        if len(self._waiting) == MOST:
+            self.end()
+
+    def end(self) -> None:
+        """Answer them, in order."""
+        waiting, self._waiting = self._waiting, []
+        answers = self._answers([asked for _, _, asked in waiting]) if waiting else ()
+        for (protocol, stays, _), (status, body) in zip(waiting, answers, strict=True):
+            protocol.write(stays, status, body)
 
 
 class QuickProtocol(HttpToolsProtocol):
     """uvicorn's protocol, but for whole requests to POST /recommend; ``quick_protocol`` says what answers them."""
 
-    answer: Answer
+    turn: Turn
     body_bytes: int
+    _waits = 0
+    """Requests that are read, and not answered yet."""
     _body: bytes | None = None
     """Of a request that is answered here, as far as it came; None of one that is not."""
     _ends = False
@@ -32,8 +62,10 @@ class QuickProtocol(HttpToolsProtocol):
         """httptools has read the headers."""
         if self._is_quick():
             self._body = b""
-        else:
-            super().on_headers_complete()
+            return
+        if self._waits:  # answers leave in the order of their requests
+            self.turn.end()
+        super().on_headers_complete()
 
     def _is_quick(self) -> bool:
         running = cast("RequestResponseCycle | None", self.cycle)
@@ -60,10 +92,15 @@ class QuickProtocol(HttpToolsProtocol):
         if body is None:
             super().on_message_complete()
         elif not self.transport.is_closing():
-            self._write(*self.answer(self.headers, body))
+            self._waits += 1
+            self.turn.put(self, self.parser.should_keep_alive(), (self.headers, body))
 
-    def _write(self, status: int, body: bytes) -> None:
-        stays = self.parser.should_keep_alive() and not self._ends
+    def write(self, stays: bool, status: int, body: bytes) -> None:
+        """An answer to the first request that waits."""
+        self._waits -= 1
+        if self.transport.is_closing():
+            return
+        stays &= not self._ends or self._waits > 0 or self._body is not None
         head = [_STATUS[status], b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)]
         head += [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
         self.transport.write(b"".join((*head, b"\r\n" if stays else b"connection: close\r\n\r\n", body)))
@@ -76,12 +113,12 @@ class QuickProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """The server ends."""
-        if self._body is None:
+        if self._body is None and not self._waits:
             super().shutdown()
-        else:  # half of a request is here: it is answered, and then the connection ends
+        else:  # a request is here, or half of one: it is answered, and then the connection ends
             self._ends = True
 
 
-def quick_protocol(answer: Answer, body_bytes: int) -> type[QuickProtocol]:
-    """A protocol for uvicorn that answers POST /recommend by ``answer`` itself, for bodies up to so many bytes."""
-    return type("BoundProtocol", (QuickProtocol,), {"answer": staticmethod(answer), "body_bytes": body_bytes})
+def quick_protocol(answers: Answers, body_bytes: int) -> type[QuickProtocol]:
+    """A protocol for uvicorn that has POST /recommend answered by ``answers``, for bodies up to so many bytes."""
+    return type("BoundProtocol", (QuickProtocol,), {"turn": Turn(answers), "body_bytes": body_bytes})

@@ -87,6 +87,7 @@ def shared_between_workers(bundle: Bundle) -> Bundle:
 def prepared(bundle: Bundle) -> Bundle:
     """The same, with everything made that is made when first used and can be shared."""
     bundle.items.row_of_text("")
+    bundle.items.cells  # noqa: B018
     for vocabulary in (bundle.queries, *bundle.encoders.vocabularies.values()):
         if vocabulary is not None:
             vocabulary.row_of_text("")
