@@ -324,7 +324,11 @@ class Index:
         structure, settings = content.structure, self._settings
         if structure is None or isinstance(settings, (Exact, LSH)) or content.n_live < _MOSTLY * structure.n:
             return None
-        if not isinstance(query_BD, np.ndarray) or query_BD.shape != (1, self.width) or query_BD.dtype != np.float32:
+        if (
+            not isinstance(query_BD, np.ndarray)
+            or query_BD.shape != (1, content.vector_MD.shape[1])
+            or query_BD.dtype != np.float32
+        ):
             return None
         if not math.isfinite(query_BD[0] @ query_BD[0]):
             return None
@@ -336,8 +340,8 @@ class Index:
         row_n = row_n[content.live_M[row_n]] if spare else row_n
         if len(row_n) < n:
             return None
-        row_n = np.sort(row_n)  # of equal scores the lower row comes first
-        score_n = np.take(np.asarray(content.vector_MD), row_n, axis=0) @ query_BD[0]
+        row_n.sort()  # of equal scores the lower row comes first
+        score_n = content.vector_MD.take(row_n, axis=0) @ query_BD[0]
         if len(content.delta_row_d):
             key_k = nearest(query_BD, content.delta_vector_dD, k, row_n=content.delta_row_d)[0]
             key_k = key_k[key_k != NOTHING]

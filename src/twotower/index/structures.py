@@ -10,8 +10,8 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,11 @@ class Structure:
     faiss_index: Any
     longest: float
     """Length of the longest vector where vectors got a number that makes them equally long, else 0."""
+    n: int = field(init=False)
+    """Positions it knows."""
 
-    @property
-    def n(self) -> int:
-        """Positions it knows."""
-        return int(self.faiss_index.ntotal)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n", int(self.faiss_index.ntotal))
 
     def propose(
         self, query_BD: Vectors, n: int, settings: Approximate, *, allowed_n: Mask | None, threads: int
@@ -251,6 +251,7 @@ def _threads(threads: int) -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
+@cache
 def _faiss() -> Any:
     try:
         import faiss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ..data.arrow import did_you_mean
@@ -58,7 +59,8 @@ def wish_of(asked: Mapping[str, Any], limits: Limits, also: str) -> Wish:
         DataError: a key that is not known, or a value of the wrong type.
         TooMuch: k beyond the limit.
     """
-    unknown = asked.keys() - _OF_WISH - {also}
+    is_plain = len(asked) - (also in asked) <= ("k" in asked) + ("filter_seen" in asked)
+    unknown = () if is_plain else asked.keys() - _OF_WISH - {also}
     if unknown:
         name, known = min(unknown), {*_OF_WISH, also}
         raise DataError(
@@ -69,14 +71,8 @@ def wish_of(asked: Mapping[str, Any], limits: Limits, also: str) -> Wish:
         raise DataError(f"k: found {k!r}, expected a whole number from 1 on")
     if k > limits.k:
         raise TooMuch(f"k: found {k}, this service answers at most {limits.k} at once (--max-k)")
-    if len(asked) <= 2 + ("filter_seen" in asked) and not asked.keys() & {
-        "exclude",
-        "where",
-        "at_most",
-        "show",
-        "request",
-    }:
-        return Wish(k=k, filter_seen=_is_true(asked))
+    if is_plain:
+        return _plain(k, _is_true(asked))
     return Wish(
         k=k,
         filter_seen=_is_true(asked),
@@ -86,6 +82,11 @@ def wish_of(asked: Mapping[str, Any], limits: Limits, also: str) -> Wish:
         show=_names(asked.get("show")),
         request=_text(asked.get("request"), "request"),
     )
+
+
+@lru_cache
+def _plain(k: int, filter_seen: bool) -> Wish:
+    return Wish(k=k, filter_seen=filter_seen)
 
 
 def columns_of(asked: Mapping[str, Any], key: str) -> Mapping[str, object]:

@@ -179,9 +179,7 @@ class Engine:
         row_n, score_n = self._search(query_D, k + len(excluded), allowed)
         found = len(row_n)
         if len(excluded) and found:
-            place_n = excluded.searchsorted(row_n)
-            place_n[place_n == len(excluded)] = 0
-            kept_n = excluded[place_n] != row_n
+            kept_n = excluded.take(excluded.searchsorted(row_n), mode="clip") != row_n
             row_n, score_n = row_n[kept_n], score_n[kept_n]
         return row_n[:k], score_n[:k], found, len(row_n)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,11 @@ class SingleQuery:
             column: [plan for plan in plans if column in plan.columns] for column in self._known
         }
         self._stored = [(key, _plain(column)) for key, column in self._raw.stored.items() if self._is_read(key)]
-        self._histories = [(name, k, np.asarray(id_M)) for name, k, id_M in self._raw.histories if self._is_read(name)]
+        self._histories = [
+            (name, k, np.asarray(id_M), bool((id_M < 0).any()))
+            for name, k, id_M in self._raw.histories
+            if self._is_read(name)
+        ]
         self._recent = _plain(self._raw.recent()) if self._histories else None
         self._outputs_of = {
             (plan.side, plan.name): [key for key in nothing if key == plan.name or key.startswith(f"{plan.name}.")]
@@ -166,10 +171,9 @@ class SingleQuery:
         return self._raw.rows_of(history)
 
     def _put_histories(self, inputs: Inputs, item_row: NDArray[Any]) -> None:
-        for name, k, id_M in self._histories:
-            rows = np.asarray(id_M[item_row[-k:]], np.int64)
-            rows = rows[rows >= 0] if len(rows) and rows.min() < 0 else rows
-            _put_list(inputs, name, rows, None)
+        for name, k, id_M, has_gaps in self._histories:
+            rows = id_M[item_row[-k:]]
+            _put_list(inputs, name, rows[rows >= 0] if has_gaps else rows, None)
 
 
 def _plain(column: Column) -> Column:
@@ -197,8 +201,15 @@ def _put_list(inputs: Inputs, key: str, rows: NDArray[Any], weight: NDArray[np.f
         inputs[row_name], inputs[weight_name] = _NO_ROWS, _NO_WEIGHTS
         return
     inputs[row_name] = rows.astype(np.int64).reshape(1, n)
-    share = np.full((1, n), 1 / n, np.float32) if weight is None else np.ascontiguousarray(weight).reshape(1, n)
-    inputs[weight_name] = share
+    inputs[weight_name] = _mean_of(n) if weight is None else np.ascontiguousarray(weight).reshape(1, n)
+
+
+@lru_cache
+def _mean_of(n: int) -> NDArray[np.float32]:
+    """[1, n] weights of a mean."""
+    share = np.full((1, n), 1 / n, np.float32)
+    share.flags.writeable = False
+    return share
 
 
 def _plan(encoders: Encoders, side: str, name: str, feature: Feature, keys: frozenset[str]) -> _Plan:
