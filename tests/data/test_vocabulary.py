@@ -169,6 +169,24 @@ def test_rows_are_those_of_a_dictionary(values: list[str], asked: list[str | Non
     assert Vocabulary(texts(values)).rows(texts(values)).tolist() == list(range(len(values)))
 
 
+def test_cells_hold_the_bytes_of_all_values() -> None:
+    texts = ["a", "", "größer", "日本", "x" * 48]
+    cells = Vocabulary(pa.array(texts)).cells
+    assert cells is not None
+    assert cells.tolist() == [text.encode() for text in texts]
+    sliced = Vocabulary(pa.array(["zz", "b", "cc"]).slice(1)).cells
+    assert sliced is not None
+    assert sliced.tolist() == [b"b", b"cc"]
+    grown = Vocabulary(pa.array(["a", None, "bb"]), first_bucket=1, oov_buckets=1).cells
+    assert grown is not None
+    assert grown.tolist() == [b"a", b"", b"bb"]
+    assert Vocabulary(pa.array(["x" * 49])).cells is None
+    assert Vocabulary(pa.array(["a\0"])).cells is None  # numpy drops zeros at an end
+    empty = Vocabulary(pa.array([], pa.string())).cells
+    assert empty is not None
+    assert len(empty) == 0
+
+
 def test_a_missing_value_can_not_be_listed() -> None:
     with pytest.raises(ValueError, match="missing"):
         Vocabulary(texts(["a", None]))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.service.running import Running
+from tests.service.running import Running, served_by
+from twotower.service.protocol import MOST
 
 BODY = b'{"query":{"user":"u1"},"k":3}'
 
@@ -75,6 +77,45 @@ def test_in_one_piece_in_many_and_several_at_once(connect: Callable[[], Connecti
     bodies = [one.answer()[2] for _ in range(5)]
     assert bodies[1] == bodies[2] == bodies[4] == want
     assert bodies[0] == bodies[3] != want
+
+
+def test_answers_leave_in_the_order_of_their_requests(connect: Callable[[], Connection]) -> None:
+    """More than are answered together, right ones and wrong ones, and others between that take the long way."""
+    one = connect()
+    asked = [(200, n) for n in range(1, 3 * MOST)]
+    asked[5], asked[MOST + 2], asked[2 * MOST] = (422, 0), (404, -1), (422, 0)
+    pieces = [
+        request(b'{"item":"nothing"}', path="/similar")
+        if status == 404
+        else request(b'{"query":{"user":"u1"},"k":%d}' % k)
+        for status, k in asked
+    ]
+    one.socket.sendall(b"".join(pieces))
+    for want, k in asked:
+        status, _, body = one.answer()
+        assert status == want
+        assert status != 200 or len(json.loads(body)["items"]) == k
+
+
+def test_callers_that_go_away_keep_nobody_from_an_answer(connect: Callable[[], Connection]) -> None:
+    many = [connect() for _ in range(2 * MOST)]
+    for one in many:
+        one.socket.sendall(request(BODY))
+    for one in many[::2]:
+        one.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # at once, with a reset
+        one.close()
+    assert {one.answer()[0] for one in many[1::2]} == {200}
+
+
+def test_together_is_one_by_one(folder: Path) -> None:
+    """Bit by bit, whoever else asks in the same turn."""
+    with served_by(folder) as client:
+        bodies = [b'{"query":{"user":"u%d"},"k":%d}' % (n % 7, n) for n in range(12)]
+        bodies += [b"{", b'{"query":{"nothing":1}}', b'{"query":{"user":"u2"},"k":5,"exclude":["i1"]}']
+        alone = [client.service.quickly([([], body)])[0] for body in bodies]
+        assert client.service.quickly([([], body) for body in bodies]) == alone
+        assert [status for status, _ in alone] == [422, *[200] * 11, 400, 422, 200]
+        assert [client.post("/recommend", body).body for body in bodies] == [body for _, body in alone]
 
 
 def test_chunks_old_http_and_the_end_of_a_connection(connect: Callable[[], Connection]) -> None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +251,6 @@ def _threads(threads: int) -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-@cache
 def _faiss() -> Any:
     try:
         import faiss
