@@ -21,6 +21,7 @@ from twotower import cli
 from twotower.bundle import Bundle, Recommendation
 from twotower.bundle.attributes import rows_where, where_of
 from twotower.bundle.bundle import BUNDLE
+from twotower.config import Training
 from twotower.errors import ArtifactError, ConfigError, DataError
 from twotower.index import HNSW, IVFPQ, IVFSQ8, LSH, Exact, Found, Index, IndexSettings
 from twotower.schema import Id, Interactions, Life, Schema, Text
@@ -31,6 +32,7 @@ from twotower.training import (
     export,
     export_version,
     forget,
+    history,
     recommend,
     similar,
     update,
@@ -445,6 +447,8 @@ def test_life_updates_and_free_rows(tmp_path: Path) -> None:
     done = export(model, tmp_path / "before", overwrite=True, items=files)
     second, retriever = Bundle.open(done.folder, verify=True), Retriever.open(model)
     assert second.manifest["model"]["updates"] == 2  # to forget is one
+    day = history(model).days[-1]
+    assert second.manifest["metrics"] == {"recall@10": day.after, "recall@10 of what arrived": day.served}
     assert second.fingerprint != first.fingerprint
     for user in ("newcomer", "u3", "u50"):
         same(second.recommend({"user": user}), retriever.recommend({"user": user}))
@@ -555,6 +559,14 @@ def test_the_manifest_tells_what_it_is_and_not_where_the_data_was(folder: Path, 
     assert manifest["counts"] == {"items": shop.ITEMS, "live": shop.ITEMS, "queries": shop.USERS}
     assert "recall@10" in manifest["metrics"]
     assert manifest["run"]["towers"]["dim"] == 8
+
+
+def test_metrics_of_a_refit_are_those_of_the_fit_before_it(tmp_path: Path) -> None:
+    training = Training(batch_size=128, epochs=2, metric="recall@10", validate_every=1, refit=True)
+    model = shop.trained(tmp_path / "shop", training=training)
+    found = json.loads((model / "train.json").read_text(encoding="utf-8"))
+    metrics = Bundle.open(export(model, tmp_path / "bundle").folder).manifest["metrics"]
+    assert metrics == {"recall@10": found["best_metric"], "epoch": found["best_epoch"]}
 
 
 def test_equal_models_give_equal_bundles(model: Path, folder: Path, tmp_path: Path) -> None:

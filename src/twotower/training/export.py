@@ -31,6 +31,7 @@ from ..records import Ragged
 from ..version import __version__
 from . import checkpoint
 from .indexed import TARGET_RECALL, index_left, index_subject
+from .loop import FIRST
 from .retriever import BEST, Retriever, recent_items
 
 TOLERANCE = 1e-5
@@ -188,14 +189,28 @@ def _about(retriever: Retriever, of: Path) -> Tree:
     """What the manifest says of the model. Where the training data was is nobody's business."""
     settings = {name: value for name, value in run_tree(retriever.run).items() if name not in ("data", "schema")}
     state = checkpoint.read_state(of)
-    measured = state.get("history") or [{}]
     return {
         "twotower": __version__,
         "run": settings,
         "model": {name: state[name] for name in ("step", "epoch") if name in state}
         | {"updates": retriever.store.n_updates, "checkpoint": checkpoint.fingerprint(of)},
-        "metrics": measured[-1],
+        "metrics": _measured(state, retriever.run.training.metric),
     }
+
+
+def _measured(state: Tree, metric: str) -> Tree:
+    """What is known of the model: by its newest update, of what that held out and of what arrived; else on validation
+    data. Of a refit, by the fit before it."""
+    found: Tree
+    if state.get("days"):
+        day = state["days"][-1]
+        found = {metric: day["after"] if day["kept"] else day["before"], f"{metric} of what arrived": day["served"]}
+    elif state.get("history"):
+        found = state["history"][-1]
+    else:
+        first = state.get(FIRST, {})
+        found = {metric: first.get("best_metric"), "epoch": first.get("best_epoch")}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _as_arrays(lists: Ragged) -> RaggedArray:

@@ -50,7 +50,7 @@ from .step import Model, Stepper
 
 TRAINED = "train.json"
 """Of a training that came to its end."""
-_FIRST = "first"
+FIRST = "first"
 """In the states of a refit: what the fit before it came to."""
 NOTABLY_NEW = 0.1
 """Share of held-out queries without a training event from which that is said."""
@@ -118,7 +118,7 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
         for line in (warning, new, short, memory.render(), memory.warning(), f"float32 products: {precision}"):
             if line:
                 recorder.say(line)
-        first = None if state is None else state.get(_FIRST)
+        first = None if state is None else state.get(FIRST)
         refit_done = None if first is None else done
         found = None
         if first is None:
@@ -126,7 +126,7 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
             first, found = _summary(fit), fit.model.loss
         refit_seconds = None
         if run.training.refit and first["best_metric"] is not None:
-            length, about = first["best_epoch"], {_FIRST: first}
+            length, about = first["best_epoch"], {FIRST: first}
             again = refit(
                 run,
                 store,
@@ -165,7 +165,7 @@ def _where_it_begins(folder: Path, state: dict[str, Any] | None, *, is_worse: bo
         return (
             f"{folder}: no whole checkpoint is left of a training that was cut off: begins anew" if is_worse else None
         )
-    stage, which = " of the refit" if _FIRST in state else "", ", the checkpoint before that" if is_worse else ""
+    stage, which = " of the refit" if FIRST in state else "", ", the checkpoint before that" if is_worse else ""
     return f"{folder}: goes on with a training that was cut off, after step {state['step']:,}{stage}{which}"
 
 
