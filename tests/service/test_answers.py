@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.bundle import shop
-from tests.service.running import Client, served_by
+from tests.service.running import JSON, Client, served_by
 from twotower.bundle import Bundle
 from twotower.errors import DataError
 from twotower.service.asking import AtMost, Wish
@@ -214,11 +214,14 @@ def test_counts_are_metrics(bundle: Bundle, folder: Path) -> None:
         for user in range(20):
             total.update(client.post("/recommend", {"query": {"user": f"u{user}"}}).json["counts"])
         client.post("/recommend", b"{")
+        fresh = {**JSON, "if-modified-since": "Fri, 01 Jan 2100 00:00:00 GMT"}  # a browser that has the page already
+        assert client.get("/live.js", fresh).status == 304
         text = client.get("/metrics").body.decode()
     for stage, n in total.items():
         assert f'twotower_items_total{{stage="{stage}"}} {n}\n' in text
     assert 'twotower_requests_total{route="recommend",status="2xx"} 20\n' in text
     assert 'twotower_requests_total{route="recommend",status="4xx"} 1\n' in text
+    assert 'twotower_requests_total{route="other",status="3xx"} 1\n' in text
     assert 'twotower_stage_seconds_count{stage="tower"} 20\n' in text
     assert f'twotower_bundle{{bundle="{bundle.fingerprint}",arm=""}} 1\n' in text
     assert f"twotower_items {shop.ITEMS}\n" in text

@@ -21,7 +21,7 @@ from tests.service.running import Client, Running, served_by
 from twotower.bundle import Bundle
 from twotower.experiment import Assignment
 from twotower.index import HNSW, IndexReport
-from twotower.index.report import Latency, Line
+from twotower.index.report import Filtered, Latency, Line
 from twotower.service import Served, Service, Serving
 from twotower.service.engine import Engine
 from twotower.service.metrics import Metrics
@@ -386,11 +386,11 @@ def test_live_numbers_are_those_of_the_service(
     asking_running.post("/recommend", {"query": {"user": "u1"}})
     chromium.go(asking_running, "/?view=live", wait="#live-numbers table")
     text = asking_running.client.get("/metrics").text
-    ok, refused, failed = map(int, re.findall(r'requests_total\{route="recommend",status="..."} (\d+)', text))
+    ok, moved, refused, failed = map(int, re.findall(r'requests_total\{route="recommend",status="..."} (\d+)', text))
     cells = "return [...document.querySelectorAll('#live-numbers tr')].map((r) => [...r.cells].map((c) => c.innerText))"
     rows = {name: others for name, *others in chromium.driver.execute_script(cells)}
     recommend = dict(zip(rows["route"], rows["recommend"], strict=True))
-    assert [recommend[name] for name in ("all", "4xx", "5xx")] == [str(ok + refused), str(refused), str(failed)]
+    assert [recommend[name] for name in ("all", "4xx", "5xx")] == [str(ok + moved + refused), str(refused), str(failed)]
     assert {"encode", "tower", "search", "json"} <= rows.keys()
     chromium.check()
     chromium.go(asking_running, "/?view=bundle", wait="#bundle-facts table")
@@ -414,7 +414,7 @@ def test_an_index_report_is_shown(chromium: Browser, asking_running: Running) ->
     latency = Latency(p50_ms=0.25, p99_ms=1.5)
     line = Line(
         settings=HNSW(), met=False, recall=0.9375, low=0.921, recall_by_decile=(1.0, None), latency=latency,
-        filtered={}, build_s=12.5, memory_bytes=3 << 20, curve=(),
+        filtered={"random": Filtered(recall=0.875, latency=latency)}, build_s=12.5, memory_bytes=3 << 20, curve=(),
     )  # fmt: skip
     report = IndexReport(
         n_items=12345, width=8, k=100, target_recall=0.95, n_queries=500, filter_share=0.1, lines=(line,)
@@ -425,7 +425,8 @@ def test_an_index_report_is_shown(chromium: Browser, asking_running: Running) ->
     script = "(await import('./bundle.js')).show(given[0]); return document.getElementById('bundle-facts').innerText"
     text = " ".join(chromium.run(script, about).split())
     assert "12,345 items, 500 queries" in text
-    assert "HNSW missed 0.938 0.921 0.250 1.50 12.5 3" in text
+    assert "random filter p50 ms" in text
+    assert "HNSW missed 0.938 0.921 0.875 0.250 1.50 12.5 3" in text
     assert "recall@10 0.125" in text
 
 

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 ROUTES = ("recommend", "recommend_batch", "similar", "compare", "embed", "items", "items_delete", "reload", "other")
-STATUSES = ("2xx", "4xx", "5xx")
+STATUSES = ("2xx", "3xx", "4xx", "5xx")
 STAGES = ("encode", "tower", "search", "json")
 """Of an answer: raw values to rows, rows to a vector, vector to items, items to bytes."""
 COUNTS = ("found", "filtered", "returned")

@@ -44,18 +44,21 @@ function reports(bundles) {
 }
 
 function report(found, name) {
+  const filters = Object.keys(found.lines[0]?.filtered ?? {});
   const rows = found.lines.map((line) => [
     line.settings.kind,
     line.met ? "met" : "missed",
     number(line.recall),
     number(line.low),
+    ...filters.map((name) => number(line.filtered[name]?.recall)),
     number(line.latency.p50_ms),
     number(line.latency.p99_ms),
     number(line.build_s),
     number(line.memory_bytes / 2 ** 20),
   ]);
   const header = [
-    "kind", `target ${found.target_recall}`, `recall@${found.k}`, "95% above", "p50 ms", "p99 ms", "build s", "MiB",
+    "kind", `target ${found.target_recall}`, `recall@${found.k}`, "95% above",
+    ...filters.map((name) => `${name} filter`), "p50 ms", "p99 ms", "build s", "MiB",
   ];
   const of = `${number(found.n_items)} items, ${number(found.n_queries)} queries`;
   return table(`Index report of ${name}: ${of}`, header, rows);
