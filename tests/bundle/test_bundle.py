@@ -408,7 +408,7 @@ def test_an_export_tunes_as_the_index_build_does(own: Path, tmp_path: Path, monk
         assert Bundle.open(done.folder).index.settings == built.settings
         assert "(target 0.8)" in done.render()
         assert json.loads(done.to_json())["tuned"]["k"] == 10
-    monkeypatch.setattr("twotower.index.tuning.lower_bound", lambda recall_Q: 0.0)
+    monkeypatch.setattr("twotower.index.tuning.lower_bound", lambda *_: 0.0)
     with pytest.raises(ConfigError, match=r"target_recall is 0.8, but IVFSQ8 finds .*: lower the target"):
         export(own, tmp_path / "no", target_recall=0.8, k=10)
     assert not (tmp_path / "no").exists()

@@ -37,7 +37,9 @@ def test_recall_counts_what_ties_with_the_last() -> None:
 
 def test_the_lower_bound_is_of_queries() -> None:
     recall_Q = np.array([1.0, 0.5] * 50)
-    assert lower_bound(recall_Q) == pytest.approx(0.75 - 1.645 * 0.25 * math.sqrt(100 / 99) / 10)
+    error = 0.25 * math.sqrt(100 / 99) / 10
+    assert lower_bound(recall_Q) == pytest.approx(0.75 - 1.6448536 * error)
+    assert lower_bound(recall_Q, 25) == pytest.approx(0.75 - 2.8781617 * error)  # the normal's quantile of .998
 
 
 @pytest.mark.parametrize("least", [1, 3])
@@ -67,12 +69,12 @@ def test_the_target_is_met_on_other_queries(kind: IndexSettings) -> None:
     assert tuned.recall >= tuned.low >= 0.9
     truth = index.search(query_QD, K, exact=True)
     recall_Q = recall_of(index.look(tuned.settings).search(query_QD, K), truth)
-    assert recall_Q.mean() > 0.9 - 4 * recall_Q.std() / math.sqrt(len(recall_Q))
+    assert recall_Q.mean() >= 0.9
     # And no harder than it must: one list less would miss the target.
     if isinstance(tuned.settings, (IVFSQ8, IVFPQ)) and tuned.settings.nprobe > 1:
         less = replace(tuned.settings, nprobe=tuned.settings.nprobe - 1)
         missed_Q = recall_of(index.look(less).search(tuning_QD, K), index.search(tuning_QD, K, exact=True))
-        assert lower_bound(missed_Q) < 0.9
+        assert lower_bound(missed_Q, 25) < 0.9
 
 
 def test_lists_that_miss_are_no_reason_to_rank_more() -> None:

@@ -85,7 +85,7 @@ def test_a_target_that_is_not_met_writes_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("twotower.index.tuning.lower_bound", lambda recall_Q: 0.0)
+    monkeypatch.setattr("twotower.index.tuning.lower_bound", lambda *_: 0.0)
     with pytest.raises(ConfigError, match=r"but HNSW finds 1.0000 of the best 5 .*: lower the target"):
         build_index(model, HNSW(), target_recall=0.9, k=5, out=tmp_path / "index")
     assert not (tmp_path / "index").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Protocol
 
 import numpy as np
@@ -17,8 +18,10 @@ from .kinds import HNSW, IVFPQ, IVFSQ8, LSH, Exact, IndexSettings
 
 LEAST_QUERIES = 30
 """Fewer say too little of recall."""
-_ONE_SIDED = 1.645
-"""Standard errors below a mean, above which the true one is with 95%."""
+_ERROR = 0.05
+"""Chance that a bound is not one."""
+_TRIED = 25
+"""Settings that a search looks at, at most, each of which may seem to meet the target by chance."""
 _FACTOR_QUERIES = 100
 """Queries that ``k_factor`` of lists is found on, as each looks at all of them."""
 _FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
@@ -41,7 +44,7 @@ class Tuned:
     recall: float
     """Mean share of the k best that are found, over the queries."""
     low: float
-    """Where the true mean lies above with 95%."""
+    """Where the true mean lies above with 95%, however many settings were tried."""
     n_queries: int
 
     @property
@@ -77,9 +80,13 @@ def recall_of(found: Found, truth: Found) -> NDArray[np.float64]:
     return np.where(n_B > 0, np.minimum(found_B, n_B) / np.maximum(n_B, 1), 1.0)
 
 
-def lower_bound(recall_Q: NDArray[np.float64]) -> float:
-    """Where the mean over all such queries lies above with 95%; a draw is a query, not a place of its list."""
-    return float(recall_Q.mean() - _ONE_SIDED * recall_Q.std(ddof=1) / math.sqrt(len(recall_Q)))
+def lower_bound(recall_Q: NDArray[np.float64], tried: int = 1) -> float:
+    """Where the mean over all such queries lies above with 95%, for all of so many settings at once (Bonferroni).
+
+    A draw is a query, not a place of its list.
+    """
+    errors = NormalDist().inv_cdf(1 - _ERROR / tried)
+    return float(recall_Q.mean() - errors * recall_Q.std(ddof=1) / math.sqrt(len(recall_Q)))
 
 
 def tune(
@@ -114,7 +121,7 @@ def tune(
             k=k,
             target_recall=target_recall,
             recall=float(recall_Q.mean()),
-            low=lower_bound(recall_Q),
+            low=lower_bound(recall_Q, _TRIED),
             n_queries=len(recall_Q),
         )
 
@@ -147,7 +154,7 @@ def _tune_filtered(index: Index, tuned: Tuned, query_QD: Vectors, mask: Mask) ->
     def with_factor(factor: int) -> Tuned:
         tried = replace(settings, filter_factor=float(factor))
         recall_Q = recall_of(index.look(tried).search(query_QD, tuned.k, allowed=mask, complete=False), truth)
-        return replace(tuned, settings=tried, recall=float(recall_Q.mean()), low=lower_bound(recall_Q))
+        return replace(tuned, settings=tried, recall=float(recall_Q.mean()), low=lower_bound(recall_Q, _TRIED))
 
     return _least(with_factor, 1, _MOST_FILTER_FACTOR).settings
 
