@@ -98,7 +98,10 @@ def test_every_parameter_has_help(verb: str, capsys: pytest.CaptureFixture[str])
         (["recommend", "m", "--query", "{}", "--filterseen"], "Did you mean --filter-seen"),
         (["train", "nowhere.toml", "--out", "x"], "nowhere.toml: No such file or directory, expected a run as TOML"),
         (["update", "m"], "update: found nothing to read, expected one of --interactions"),
-        (["update", "m", "--items", "i.csv", "--follow", "days"], "--queries or --items and --follow, expected one of"),
+        (
+            ["update", "m", "--interactions", "e.csv", "--follow", "days"],
+            "--interactions and --follow, expected one of",
+        ),
         (
             ["update", "nowhere", "--interactions", "e.csv"],
             "nowhere: there is no such folder, expected the folder of a",

@@ -262,6 +262,8 @@ def recommend(
     if out is not None:
         if where or exclude or show is not None:
             raise ConfigError("recommend: --where, --exclude and --show are for one query, not for --all-queries")
+        if out.suffix != ".parquet":
+            raise ConfigError(f"recommend: --out {out}: Parquet is written, expected a name that ends in .parquet")
         n = _opened(model).recommend_all(out, k=k, filter_seen=filter_seen)
         print(json.dumps({"lines": n}) if as_json else f"wrote {n:,} lines to {out}")
         return
@@ -314,13 +316,17 @@ def similar(
         _print_found(_opened(model).similar(item, k=k, exclude=exclude), as_json)
 
 
+_NOTHING_FOUND = "no item is left: ask with fewer conditions"
+
+
 def _print_found(found: list[Recommendation], as_json: bool) -> None:
-    print(_as_json(found) if as_json else "\n".join(f"{best.score:8.4f}  {best.item}" for best in found))
+    lines = [f"{best.score:8.4f}  {best.item}" for best in found] or [_NOTHING_FOUND]
+    print(_as_json(found) if as_json else "\n".join(lines))
 
 
 def _print_shown(bundle: Bundle, found: list[Recommendation], show: str | None, as_json: bool) -> None:
     """What was found, with attributes if any are to be shown."""
-    if show is None:
+    if show is None or not found:
         _print_found(found, as_json)
         return
     shown = bundle.shown([best.item for best in found], _names(show))
@@ -439,9 +445,10 @@ def update(
     interactions
         Files or folders of the interactions that arrived; what the store has already is counted and does nothing.
     queries
-        Files of query attributes: new queries, and those that changed.
+        Files of query attributes: new queries, and those that changed. With --source or --follow they are read anew for
+        every update.
     items
-        Files of item attributes: new items, and those that changed.
+        Files of item attributes, likewise. Where the run has such files, events of items that are in none are left out.
     source
         A source to catch up with instead, an update for each file, day or version: a folder, delta:PATH or
         kafka://HOST:PORT/TOPIC. The model remembers where it is.
@@ -462,12 +469,12 @@ def update(
     from .data.streams import stop_on_signal, stream_of
     from .training import export_version, next_version, save_vectors, update, update_from
 
-    given = [name for name, one in (("--interactions, --queries or --items", interactions or queries or items),
-                                    ("--source", source), ("--follow", follow)) if one]  # fmt: skip
-    if len(given) != 1:
+    ways = (("--interactions", interactions), ("--source", source), ("--follow", follow))
+    given = [name for name, one in ways if one]
+    if len(given) > 1 or not (given or queries or items):
         raise ConfigError(
-            f"update: found {' and '.join(given) or 'nothing to read'}, expected one of --interactions (with --queries "
-            "and --items), --source and --follow"
+            f"update: found {' and '.join(given) or 'nothing to read'}, expected one of --interactions, --source and "
+            "--follow, with --queries and --items beside it or alone"
         )
 
     def say(done: Updated) -> None:
@@ -483,7 +490,7 @@ def update(
 
     if export is not None:  # before an update is made for it
         next_version(model, export)
-    if interactions or queries or items:
+    if source is None and follow is None:
         arrived = [list(files) or None for files in (interactions, queries, items)]
         say(update(model, interactions=arrived[0], queries=arrived[1], items=arrived[2], set=overrides, quiet=as_json))
         return
@@ -491,7 +498,17 @@ def update(
     named, n_updates = source or follow or "", 0
     with stop_on_signal() as stop:
         stream, every_s = stream_of(named), None if follow is None else every
-        for done in update_from(model, stream, source=named, every_s=every_s, stop=stop, set=overrides, quiet=as_json):
+        for done in update_from(
+            model,
+            stream,
+            source=named,
+            queries=list(queries) or None,
+            items=list(items) or None,
+            every_s=every_s,
+            stop=stop,
+            set=overrides,
+            quiet=as_json,
+        ):
             say(done)
             n_updates += 1
     if not n_updates and not as_json:

@@ -35,6 +35,7 @@ from twotower.training import (
     history,
     recommend,
     similar,
+    train,
     update,
 )
 
@@ -218,6 +219,20 @@ def test_filters_leave_as_many_as_there_are(bundle: Bundle) -> None:
         want = [r for r in everything if holds(shown[r.item])]
         same(bundle.recommend({"user": "u1"}, k=1000, filter_seen=False, where=where), want)  # type: ignore[arg-type]
         same(bundle.recommend({"user": "u1"}, k=3, filter_seen=False, where=where), want[:3])  # type: ignore[arg-type]
+
+
+def test_what_python_can_get_wrong(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    assert bundle.encode_queries([]).shape == (0, bundle.vectors.shape[1])
+    with pytest.raises(DataError, match="query: found 'u1', expected its columns"):
+        bundle.recommend("u1")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="k: found '3', expected a whole number"):
+        bundle.recommend({"user": "u1"}, k="3")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="exclude: found the text 'i1', expected a list"):
+        bundle.recommend({"user": "u1"}, exclude="i1")
+    with pytest.raises(ArtifactError, match=r"this is a bundle, .* expected the folder of the model"):
+        Retriever.open(folder)
+    with pytest.raises(ArtifactError, match="holds a bundle"):
+        train(shop.run_of(shop.write_files(tmp_path)), folder, quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -459,6 +474,19 @@ def test_life_updates_and_free_rows(tmp_path: Path) -> None:
     for opened in (second, retriever):
         with pytest.raises(DataError, match="user 'u9' is not known"):
             opened.recommend({"user": "u9"})  # type: ignore[attr-defined]
+
+
+def test_item_files_beside_a_stream_bring_its_new_items(own: Path, tmp_path: Path) -> None:
+    (tmp_path / "days").mkdir()
+    events = [{"user": "u1", "item": "new", "time": 1_650_000_999, "page": "i6", "device": "d1"}]
+    pq.write_table(pa.Table.from_pylist(events), tmp_path / "days" / "1.parquet")
+    row = {"item": "new", "kind": "k1", "price": 2.0, "title": "blue wool", "year": 2030, "tags": ["x"]}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "new.parquet")
+    command = ["update", str(own), "--source", str(tmp_path / "days"), "--set", "update.valid=0"]
+    assert cli.main([*command, "--items", str(tmp_path / "new.parquet")]) == 0
+    (day,) = history(own).days
+    assert (day.n_events, day.new_items) == (1, 1)
+    assert "new" in [one.item for one in similar(own, "i5", k=shop.ITEMS)]
 
 
 def test_a_version_knows_what_the_one_before_knew(own: Path, tmp_path: Path) -> None:

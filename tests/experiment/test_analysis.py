@@ -287,6 +287,11 @@ def test_damaged_outcomes_name_the_place(tmp_path: Path, files: tuple[Path, Path
     bad.write_text("user,time,returned\nu1,20,1\n")
     with pytest.raises(DataError, match="'returned' is a count of the exposures, too"):
         analyse(files[0], bad, control="a", experiment="x")
+    bad.write_text("user,time,revenue\nsomebody,20,1\nu1,-5,1\n")
+    with pytest.raises(
+        DataError, match=r"no row is of a user of the experiment, .*: 1 are of others, 1 of the time before"
+    ):
+        analyse(files[0], bad, control="a", experiment="x")
     bad.write_text("user,time\nu1,20\n")
     with pytest.raises(DataError, match="expected columns of numbers beside id and time"):
         analyse(files[0], bad, control="a", experiment="x")

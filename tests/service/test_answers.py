@@ -183,6 +183,12 @@ def test_mistakes_are_told(asking: Client, path: str, asked: object, status: int
     assert text in found.json["error"]
 
 
+def test_what_is_not_there_is_told_like_other_mistakes(asking: Client) -> None:
+    missing, wrong = asking.get("/nope"), asking.get("/items/search")
+    assert (missing.status, missing.json) == (404, {"error": "/nope: Not Found"})
+    assert (wrong.status, wrong.json) == (422, {"error": "text: Field required"})
+
+
 def test_another_method(asking: Client) -> None:
     assert asking.get("/recommend").status == 405
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ import pytest
 
 from tests.bundle import shop
 from tests.service.running import Client, Running, served_by
+from twotower import cli
 from twotower.bundle import Bundle
 from twotower.errors import ArtifactError
 from twotower.index import Index
@@ -316,3 +318,15 @@ def test_a_killed_worker_is_started_anew_and_nothing_acknowledged_is_lost(
     asked = {"query": {"user": "u1"}, "k": 100_000, "filter_seen": False, "where": {"year": 2024}}
     found = {one["item"] for one in again.post("/recommend", asked).json()["items"]}
     assert set(acknowledged) <= found
+
+
+def test_a_state_folder_that_is_gone_is_no_mistake_of_the_caller(folder: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with served_by(folder, state=state) as client:
+        shutil.rmtree(state)
+        found = client.post("/items", {"items": [{"item": "new", "columns": NEW}]})
+        assert found.status == 503
+        assert "items.journal: is gone" in found.json["error"]
+    (tmp_path / "file").write_text("")
+    assert cli.main(["serve", str(folder), "--port", "0", "--state", str(tmp_path / "file")]) == 2
+    assert cli.main(["serve", str(folder), "--port", "0", "--exposures", str(tmp_path / "exposures")]) == 2

@@ -145,6 +145,57 @@ def test_a_damaged_bundle_is_refused_and_the_old_one_goes_on(
     assert client.log[-1]["event"] == "bundle refused"
 
 
+def flipped(folder: Path, name: str) -> None:
+    """Other bytes in the middle of a file, of which there are as many as before."""
+    data = bytearray((folder / name).read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 40] = bytes(byte ^ 0xFF for byte in data[middle : middle + 40])
+    (folder / name).write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "name", ["vectors.bin", "item.onnx", "items.arrow", "index/index.json", "encoders/encoders.json"]
+)
+def test_damage_that_sizes_do_not_tell_is_found_before_a_bundle_is_served(
+    client: Client, other: Path, tmp_path: Path, name: str
+) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(other, bad)
+    flipped(bad, name)
+    found = client.post("/reload", {"path": str(bad)})
+    assert found.status == 422
+    assert name in found.json["error"]
+    assert cli.main(["serve", str(bad)]) == 2
+
+
+def test_what_nobody_thought_of_does_not_end_following(
+    folder: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = tmp_path / "versions"
+    shutil.copytree(folder, versions / "1")
+    with served_by(versions / "1", watch=versions, follow=True) as client:
+        swap, failed = client.served._swap, list[Path]()
+
+        def fails_once(path: Path, arm: str) -> str:
+            if not failed:
+                failed.append(path)
+                raise ValueError("repeats may not contain negative values")
+            return swap(path, arm)
+
+        monkeypatch.setattr(client.served, "_swap", fails_once)
+        for name in ("2", "3"):
+            shutil.copytree(other, versions / f".{name}")
+            (versions / f".{name}").rename(versions / name)
+            deadline = time.monotonic() + 20
+            while not failed:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        while client.served.now.first.bundle.folder.name != "3":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert any("repeats" in str(line.get("reason")) for line in client.log)
+
+
 def test_a_new_version_that_appears_is_served_and_a_bad_one_is_not(folder: Path, other: Path, tmp_path: Path) -> None:
     versions = tmp_path / "versions"
     shutil.copytree(folder, versions / "2026-01-01")

@@ -25,7 +25,7 @@ from ..scoring import encode, tile_for
 from ..training import checkpoint
 from ..training.grad_cache import GradCache
 from ..training.loop import batches_of, open_or_ingest, trained_events
-from ..training.retriever import BEST, RUN
+from ..training.retriever import BEST, RUN, no_model
 from ..training.step import CurrentModel, Model, Stepper, seed_dropout
 
 SETTLING_EPOCHS, MOST_SETTLING = 5.0, 2000
@@ -94,9 +94,7 @@ def subject_of(run: Run, folder: Path | None, *, seed: int, quiet: bool) -> Subj
 
 def _run_of(folder: Path) -> Run:
     if not (folder / RUN).exists():
-        raise ArtifactError(
-            f"{folder}: holds no trained model (no {RUN}): write one with twotower train RUN.toml --out {folder}"
-        )
+        raise ArtifactError(no_model(folder))
     return load_run(folder / RUN)
 
 

@@ -34,7 +34,16 @@ from ..errors import ArtifactError, DataError
 from ..index import Found, Index
 from ..schema import Schema
 from .attributes import Where, check_attribute, open_attributes, rows_where, where_of
-from .recommending import Lists, Recommendation, check_k, item_row, known_queries, recommendations, save_recommendations
+from .recommending import (
+    Lists,
+    Recommendation,
+    check_k,
+    item_row,
+    known_queries,
+    listed_ids,
+    recommendations,
+    save_recommendations,
+)
 from .served_tower import ServedTower
 
 _AGAIN = "export the model again (twotower export)"
@@ -171,7 +180,7 @@ class Bundle:
         check_k(k)
         row_B = np.array([self.raw_queries.row(query) for query in queries], np.int64)
         query_BD = self.query_tower(self.raw_queries.encode(queries, row_B), len(queries))
-        given = np.array([self.items.row(item, "exclude") for item in exclude], np.int64)
+        given = np.array([self.items.row(item, "exclude") for item in listed_ids(exclude)], np.int64)
         excluded = [np.union1d(given[given >= 0], self._not_for(int(row), filter_seen)) for row in row_B]
         found = self._search(query_BD, k, excluded, self._allowed(where))
         return [recommendations(self.items, *lists) for lists in zip(found.row_Bk, found.score_Bk, strict=True)]
@@ -185,7 +194,7 @@ class Bundle:
         """
         check_k(k)
         row = item_row(self.items, item)
-        given = [self.items.row(other, "exclude") for other in exclude]
+        given = [self.items.row(other, "exclude") for other in listed_ids(exclude)]
         excluded = np.unique([row, *(other for other in given if other >= 0)])
         found = self._search(np.asarray(self.vectors[row : row + 1]), k, [excluded], self._allowed(where))
         return recommendations(self.items, found.row_Bk[0], found.score_Bk[0])

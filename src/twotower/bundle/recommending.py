@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +29,17 @@ class Recommendation:
 
 def check_k(k: int) -> None:
     """Raises DataError unless something is asked for."""
+    if not isinstance(cast(object, k), (int, np.integer)):
+        raise DataError(f"k: found {k!r}, expected a whole number")
     if k < 1:
         raise DataError(f"k: found {k}, expected at least 1")
+
+
+def listed_ids(exclude: Sequence[object]) -> Sequence[object]:
+    """Raises DataError for a text, whose letters are no ids."""
+    if isinstance(exclude, (str, bytes)):
+        raise DataError(f"exclude: found the text {exclude!r:.80}, expected a list of item ids")
+    return exclude
 
 
 def item_row(items: Vocabulary, item: object, where: str = "item") -> int:

@@ -110,7 +110,7 @@ class RawQueries:
         for side, columns in self._columns.items():
             encoded |= self.encoders.encode_rows(side, [{c: q[c] for c in q if c in columns} for q in given])
         for key, column in self.stored.items():
-            holds_B = (row_B >= 0) & [not self._mentions(query, key) for query in given]
+            holds_B = (row_B >= 0) & np.array([not self._mentions(query, key) for query in given], bool)
             encoded[key] = _replaced(encoded[key], holds_B, taken(column, row_B[holds_B]))
         return encoded | self._history_columns(given, row_B)
 
@@ -181,6 +181,8 @@ def feature_columns(feature: Feature) -> Iterator[str]:
 
 
 def _given(query: RawQuery) -> dict[str, object]:
+    if not isinstance(query, Mapping):
+        raise DataError(f'query: found {query!r:.80}, expected its columns, such as {{"user_id": "u1"}}')
     return {column: value for column, value in query.items() if value is not None}
 
 

@@ -29,6 +29,7 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 _WORD = np.uint64(8)
 _PLAIN_MIX_A, _PLAIN_MIX_B, _PLAIN_STEP = int(_MIX_A), int(_MIX_B), int(_STEP)
 _MAX_WORD = 2**64 - 1
+_AGAIN = "run the ingest again, or export the bundle again"
 _CELL = 48
 """Bytes of the longest value that is kept at equal distances, too."""
 _FEW = 8
@@ -381,8 +382,9 @@ class Vocabulary:
             about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
             found, oov_buckets = int(about["format"]), int(about["oov_buckets"])
             first_bucket = int(about.get("first_bucket", len(table)))  # format 1 had them behind all values
+            table.validate(full=True)
         except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
-            raise ArtifactError(f"{path}: not a saved vocabulary ({error}): run the ingest again") from error
+            raise ArtifactError(f"{path}: not a saved vocabulary ({error}): {_AGAIN}") from error
         _check_format(path, found)
         return Vocabulary(table["value"], oov_buckets=oov_buckets, first_bucket=first_bucket)
 
@@ -434,7 +436,7 @@ class HashedVocabulary:
             about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             found, counts = int(about["format"]), {key: int(about[key]) for key in ("buckets", "n_values", "n_hit")}
         except (OSError, TypeError, KeyError, ValueError) as error:
-            raise ArtifactError(f"{path}: not a saved vocabulary ({error}): run the ingest again") from error
+            raise ArtifactError(f"{path}: not a saved vocabulary ({error}): {_AGAIN}") from error
         _check_format(path, found)
         return HashedVocabulary(**counts)
 

@@ -85,6 +85,12 @@ def analyse(
     if twice:
         raise DataError(f"outcomes: column {twice[0]!r} is a count of the exposures, too: give it another name")
     joined = join(outcomes, units, join_by, [name for name in needed if name not in units.count_U], columns)
+    if not joined.n_joined:
+        raise DataError(
+            f"outcomes: no row is of a {join_by} of the experiment, after its first exposure: {joined.n_unexposed:,} "
+            f"are of others, {joined.n_before:,} of the time before, {joined.n_without_time:,} without a time; are ids "
+            "the same on both sides, and is the unit of times right?"
+        )
     return ExperimentReport(
         experiment=read.experiment,
         control=control,

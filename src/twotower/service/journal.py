@@ -79,7 +79,11 @@ class Journal:
 
         Raises ArtifactError where the file is damaged.
         """
-        if os.stat(self.path).st_ino != os.fstat(self._file).st_ino:
+        try:
+            is_replaced = os.stat(self.path).st_ino != os.fstat(self._file).st_ino
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{self.path}: is gone, so no change can be kept: start the service again") from error
+        if is_replaced:
             os.close(self._file)
             self._open()
         records: list[Record] = []

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow.compute as pc
-from fastapi import FastAPI, Query
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
@@ -37,6 +39,16 @@ _LOOKED_THROUGH = 1000
 def pages(served: Served, limits: Limits) -> FastAPI:
     """The application."""
     app = FastAPI(title="twotower", version=__version__, redoc_url=None)
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong(_: Request, error: RequestValidationError) -> JSONResponse:
+        what = error.errors()[0]
+        told = f"{'.'.join(map(str, what['loc'][1:]))}: {what['msg']}"
+        return JSONResponse({"error": told}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def not_there(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": f"{request.url.path}: {error.detail}"}, error.status_code, error.headers)
 
     @app.get("/health", summary="Whether the process lives")
     async def health() -> dict[str, str]:

@@ -24,7 +24,7 @@ from types import FrameType
 import uvicorn
 
 from ..bundle import Bundle
-from ..errors import ConfigError
+from ..errors import ArtifactError, ConfigError
 from ..experiment import Assignment, ExposureLog
 from .access_log import AccessLog
 from .app import Service
@@ -99,6 +99,8 @@ class Settings:
             raise ConfigError("--arm: two arms have one name")
         if self.arms and self.exposures is None:
             raise ConfigError("--arm: an experiment needs a folder for the log of exposures (--exposures FOLDER)")
+        if self.exposures is not None and not self.arms:
+            raise ConfigError("--exposures: the log is one of an experiment: name its arms (--arm), or leave it out")
         if self.watch and self.arms:
             raise ConfigError("--watch: not with arms, which are replaced by /reload")
 
@@ -111,11 +113,15 @@ def serve(settings: Settings) -> None:
         ConfigError: settings that do not fit one another, an address that is taken, or a library is not installed.
     """
     tokens = Tokens.read(settings.token_file, settings.host)
-    bundles = {name: prepared(Bundle.open(newest(folder))) for name, folder in _folders(settings).items()}
+    bundles = {name: prepared(Bundle.open(newest(folder), verify=True)) for name, folder in _folders(settings).items()}
     listening = _listen(settings.host, settings.port)
     agreed = settings.state or Path(tempfile.mkdtemp(prefix="twotower-"))
-    agreed.mkdir(parents=True, exist_ok=True)
-    (agreed / ORDERS).unlink(missing_ok=True)
+    try:
+        agreed.mkdir(parents=True, exist_ok=True)
+        (agreed / ORDERS).unlink(missing_ok=True)
+    except OSError as error:
+        listening.close()
+        raise ArtifactError(f"--state {agreed}: can't be used ({error.strerror}): choose another folder") from error
     metrics = Metrics(settings.workers)
     job = _Job(settings, tokens, bundles, listening, agreed, metrics)
     host, port = listening.getsockname()[:2]

@@ -225,8 +225,8 @@ class Served:
         Raises what ``Bundle.open`` raises, and the old one is served on; ConfigError for an arm that is not there.
         """
         if arm not in self.now.engines:
-            known = ", ".join(self.now.engines) or "none"
-            raise ConfigError(f"reload: there is no arm {arm!r}, but {known}")
+            known = ", ".join(filter(None, self.now.engines)) or "none: leave it out"
+            raise ConfigError(f"reload: found the arm {arm!r}, expected {known}")
         fingerprint = self._swap(folder, arm)
         if self._state is not None:
             self._give_order(self._state, folder, arm, fingerprint)
@@ -246,7 +246,7 @@ class Served:
     def _swap(self, folder: Path, arm: str) -> str:
         with self._loading:
             try:
-                engine = Engine(prepared(Bundle.open(folder)), arm or None)
+                engine = Engine(prepared(Bundle.open(folder, verify=True)), arm or None)
                 engine.warm()
             except TwoTowerError as error:
                 self.metrics.add("swaps_refused")
@@ -286,8 +286,8 @@ class Served:
                 if self._watch is not None and time.monotonic() - looked >= WATCH_S:
                     looked = time.monotonic()
                     self._look_for_versions(self._watch)
-            except (TwoTowerError, OSError) as error:
-                self._log("following failed", reason=str(error))
+            except Exception as error:  # whatever it is: who does not follow answers with what is outdated
+                self._log("following failed", reason=repr(error))
                 self._ended.wait(WATCH_S)
 
     def _obey(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..bundle import is_bundle
 from ..config import Run, Training, ingest_run
 from ..data.arrivals import parts_of_arrivals
 from ..data.batches import TrainingBatches
@@ -192,6 +193,8 @@ def _check_free(folder: Path, run: Run) -> None:
     """A model's folder is new, empty, or of a training of the same run that was cut off."""
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder}: there is a file, expected a free place for the model's folder")
+    if is_bundle(folder):
+        raise ArtifactError(f"{folder}: holds a bundle, expected a free place for the model's folder: choose another")
     is_of_a_run, has_model = (folder / RUN).exists(), (folder / BEST).exists() or (folder / f"{BEST}.old").exists()
     if (folder / TRAINED).exists() or (
         has_model and (not is_of_a_run or "store" in checkpoint.read_state(folder / BEST))

@@ -16,12 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..bundle import is_bundle
 from ..bundle.recommending import (
     Lists,
     Recommendation,
     check_k,
     item_row,
     known_queries,
+    listed_ids,
     recommendations,
     save_recommendations,
 )
@@ -73,6 +75,13 @@ def _encode(
     return torch.cat(parts) if parts else torch.empty(0, towers.width, device=device)
 
 
+def no_model(folder: Path) -> str:
+    """What to say of a folder without a run."""
+    if is_bundle(folder):
+        return f"{folder}: this is a bundle, which answers and is served; expected the folder of the model it is of"
+    return f"{folder}: holds no trained model (no {RUN}): write one with twotower train RUN.toml --out FOLDER"
+
+
 def open_model(folder: Path, which: str = BEST, set: Sequence[str] = ()) -> tuple[Run, Store, dict[str, Any]]:
     """A model's run, with settings changed by ``set``, the store it belongs to now, and the state of its checkpoint.
 
@@ -82,9 +91,7 @@ def open_model(folder: Path, which: str = BEST, set: Sequence[str] = ()) -> tupl
         found = "this is a file" if folder.exists() else "there is no such folder"
         raise ArtifactError(f"{folder}: {found}, expected the folder of a model that twotower train wrote")
     if not (folder / RUN).exists():
-        raise ArtifactError(
-            f"{folder}: holds no trained model (no {RUN}): write one with twotower train RUN.toml --out {folder}"
-        )
+        raise ArtifactError(no_model(folder))
     run = load_run(folder / RUN, set)
     assert run.data is not None
     state = checkpoint.read_state(folder / which)
@@ -173,7 +180,7 @@ class Retriever:
 
     def _one_list(self, exclude: Sequence[object], rows: Sequence[int]) -> Ragged:
         """Rows that one query must not get, and those of the ids in ``exclude`` that are known."""
-        given = [self.store.item_vocabulary.row(item, "exclude") for item in exclude]
+        given = [self.store.item_vocabulary.row(item, "exclude") for item in listed_ids(exclude)]
         value = torch.tensor([*rows, *(row for row in given if row >= 0)], dtype=torch.int64)
         return Ragged(offset=torch.tensor([0, len(value)]), value=value)
 

@@ -141,6 +141,8 @@ def update_from(
     stream: Stream,
     *,
     source: str,
+    queries: Source | None = None,
+    items: Source | None = None,
     every_s: float | None = None,
     stop: Callable[[], bool] = lambda: False,
     set: Sequence[str] = (),
@@ -155,6 +157,9 @@ def update_from(
         model: the folder that ``train`` wrote.
         stream: the source, such as ``Folder("days")``.
         source: its name, by which its position is remembered.
+        queries: files of query attributes, read anew for every update: a stream has interactions alone, and where a run
+            has such files, those of queries that are in none are left out.
+        items: the same of items.
         every_s: look again after so many seconds, until ``stop()``; without it, end once caught up.
         stop: asked between updates.
         set: as for ``update``.
@@ -166,7 +171,14 @@ def update_from(
     for arrival in arrivals:
         positions = {source: arrival.position}
         yield update(
-            model, interactions=arrival.interactions, set=set, name=arrival.name, positions=positions, quiet=quiet
+            model,
+            interactions=arrival.interactions,
+            queries=queries,
+            items=items,
+            set=set,
+            name=arrival.name,
+            positions=positions,
+            quiet=quiet,
         )
         if stop():
             return
