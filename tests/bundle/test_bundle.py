@@ -489,6 +489,11 @@ def test_item_files_beside_a_stream_bring_its_new_items(own: Path, tmp_path: Pat
     assert "new" in [one.item for one in similar(own, "i5", k=shop.ITEMS)]
 
 
+def test_a_file_of_events_is_no_file_of_items(own: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"found [\d,]+ rows of \d+ items of the catalogue, expected one an item"):
+        export(own, tmp_path / "bundle", items=[str(own.parent / "events.parquet")])
+
+
 def test_a_version_knows_what_the_one_before_knew(own: Path, tmp_path: Path) -> None:
     """The first is exported by hand, with what is to be shown; titles of new items come with the updates."""
     export(own, tmp_path / "versions" / "000000", show=["year", "title"], licence="CC0-1.0")

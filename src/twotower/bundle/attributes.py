@@ -25,6 +25,10 @@ Where = Mapping[str, object]
 both of them included. An item without a value is none of it."""
 
 
+_ROWS_AN_ITEM = 2
+"""A file of items may list some twice; one that lists each so often is of something else."""
+
+
 def read_attributes(
     sources: Sequence[Source], schema: Schema, items: Vocabulary, show: Sequence[str] | None = None
 ) -> pa.Table:
@@ -32,7 +36,7 @@ def read_attributes(
 
     Of several rows of a source the first counts, of several sources the last.
 
-    Raises DataError where a file can't be read or has no such column.
+    Raises DataError where a file can't be read, has no such column, or has several rows an item.
     """
     key = schema.item_key or schema.interactions.item
     there = column_names(sources[0], where="items")
@@ -51,6 +55,12 @@ def read_attributes(
             tables.append(chunk.table.select(wanted))
         row_n = np.concatenate(row)
         at = np.flatnonzero(row_n >= 0)[::-1]
+        n_known = len(np.unique(row_n[at]))
+        if len(at) > _ROWS_AN_ITEM * n_known > 0:
+            raise DataError(
+                f"items: found {len(at):,} rows of {n_known:,} items of the catalogue, expected one an item: is this a "
+                "file of events?"
+            )
         place[row_n[at]] = n + at  # of equal rows the last assignment stays: the first of the source
         n += len(row_n)
     try:

@@ -72,7 +72,8 @@ class Exported:
             lines += [str(self.tuned.settings), self.tuned.in_words()]
         lines += [
             f"{self.index} finds {self.recall:.4f} of the best {_K} items; "
-            f"PyTorch, ONNX and search agree to {self.difference:.0e} on a sample of {_SAMPLES} queries"
+            f"PyTorch, ONNX and search agree to {self.difference:.0e} on samples of {_SAMPLES} queries and items, "
+            "known and made up"
         ]
         if self.report is not None:
             lines += ["", self.report.render()]
