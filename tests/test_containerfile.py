@@ -58,3 +58,7 @@ def test_it_is_asked_where_it_listens() -> None:
     _, bound, _ = app.parse_args(["serve", "b"], exit_on_error=False, print_error=False)
     bound.apply_defaults()
     assert bound.arguments["port"] == int(port)
+
+
+def test_it_names_no_registry() -> None:
+    assert re.findall(r"https?://([\w.]+)", "\n".join(LINES)) == ["127.0.0.1"]
