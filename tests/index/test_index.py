@@ -393,6 +393,29 @@ def test_memory_is_what_the_kinds_promise() -> None:
     assert bytes_of["IVFPQ"] - codebooks < bytes_of["IVFSQ8"] < bytes_of["Exact"] < bytes_of["HNSW"]
 
 
+def test_a_centre_takes_two_bytes_a_number() -> None:
+    vector_MD = clustered(np.random.default_rng(0), 2_000, 128)
+    few, many = (Index.build(vector_MD, IVFSQ8(nlist=nlist)).memory_bytes() for nlist in (16, 48))
+    assert 2 * 128 <= (many - few) / 32 < 2 * 128 + 32, "and what Faiss writes of a list"
+
+
+@pytest.mark.parametrize("settings", [IVFSQ8(nlist=64, nprobe=64, k_factor=1.0), IVFPQ(nlist=64, nprobe=64, m=16)])
+def test_how_long_vectors_are_is_nothing_to_lists(settings: IndexSettings) -> None:
+    """By a power of two they change without rounding, so that the same rows are found. Every list is looked into:
+    what is missing is what codes and rounded centres got wrong."""
+    rng = np.random.default_rng(0)
+    vector_MD, query_QD = clustered(rng, 4_000, 32), clustered(rng, 50, 32)
+    found = [
+        Index.build(vector_MD * np.float32(scale), settings).search(query_QD, 50).row_Bk
+        for scale in (2.0**-80, 1.0, 2.0**80)
+    ]
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[2], found[1])
+    truth = Index.build(vector_MD).search(query_QD, 50).row_Bk
+    shared = [len(np.intersect1d(a, b)) / 50 for a, b in zip(found[1], truth, strict=True)]
+    assert np.mean(shared) > (0.98 if isinstance(settings, IVFSQ8) else 0.8)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -194,10 +194,7 @@ class _Graph:
 
     def _unit_length(self, x: str) -> str:
         """x / |x|; a row of zeros stays zero."""
-        length = self._node("ReduceL2", x, self._axis(1), keepdims=1)
-        is_some = self._node("Greater", length, self._constant("zero", np.zeros(1, np.float32)))
-        divisor = self._node("Where", is_some, length, self._constant("one", np.ones(1, np.float32)))
-        return self._node("Div", x, divisor)
+        return self._node("LpNormalization", x, axis=1, p=2)
 
     # ------------------------------------------------------------ what a graph is made of
 

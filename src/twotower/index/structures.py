@@ -135,17 +135,31 @@ def build(vector_nD: Vectors, settings: Approximate, *, threads: int, seed: int)
     """Lay out the vectors as the settings say; the same seed gives the same structure (``HNSW``: on one thread).
 
     ``LSH`` sees directions only, so vectors of different lengths get one number more. ``HNSW`` takes them as they are:
-    made equally long they are all nearly alike, and a walk finds fewer of the best (docs/decisions.md).
+    made equally long they are all nearly alike, and a walk finds fewer of the best (docs/decisions.md). Lists see
+    them divided by their mean length: Faiss makes the centres 1 long and codes what is between a centre and a vector,
+    which is nearly all centre where vectors are short.
     """
+    in_lists = isinstance(settings, (IVFSQ8, IVFPQ))
     longest = _longest_if_unequal(vector_nD) if isinstance(settings, LSH) else 0.0
+    scale = _mean_length(vector_nD) if in_lists else 1.0
     width = vector_nD.shape[1] + (longest > 0)
+
+    def seen(part_cD: Vectors) -> Vectors:
+        """Vectors as the structure gets them."""
+        if in_lists:
+            return np.ascontiguousarray(part_cD / np.float32(scale))
+        return _lengthened(part_cD, longest) if longest else np.ascontiguousarray(part_cD)
+
     with _threads(threads):
         index = _empty(settings, len(vector_nD), width, seed)
         if not index.is_trained:
-            index.train(_sample(vector_nD, max(index.nlist * POINTS_PER_LIST, 256 * POINTS_PER_LIST), seed))
+            index.train(seen(_sample(vector_nD, max(index.nlist * POINTS_PER_LIST, 256 * POINTS_PER_LIST), seed)))
+        halved = _halve_centres(index) if in_lists else None
         for first in range(0, len(vector_nD), _CHUNK):
-            part_cD = np.ascontiguousarray(vector_nD[first : first + _CHUNK])
-            index.add(_lengthened(part_cD, longest) if longest else part_cD)
+            index.add(seen(vector_nD[first : first + _CHUNK]))
+        if halved is not None:  # only now: whole numbers are quicker to add by
+            index.quantizer, index.own_fields = halved, True
+            halved.this.disown()
     return Structure(index, longest)
 
 
@@ -191,6 +205,17 @@ def _empty(settings: Approximate, n: int, width: int, seed: int) -> Any:
     return index
 
 
+def _halve_centres(index: Any) -> Any:
+    """The centres of an index's lists in bfloat16, to be looked through by each search; its own become the same
+    numbers, so that what is added lies around them."""
+    faiss = _faiss()
+    halved = faiss.IndexScalarQuantizer(index.d, faiss.ScalarQuantizer.QT_bf16, faiss.METRIC_INNER_PRODUCT)
+    halved.add(index.quantizer.reconstruct_n(0, index.nlist))
+    index.quantizer.reset()
+    index.quantizer.add(halved.reconstruct_n(0, index.nlist))
+    return halved
+
+
 def _harder(settings: Approximate, n_allowed: int, n: int) -> float:
     """How many times as hard to look for the best of so many out of n."""
     return 1 + settings.filter_factor * (n / max(n_allowed, 1) - 1)
@@ -224,6 +249,15 @@ def _longest_if_unequal(vector_nD: Vectors) -> float:
         length_c = np.linalg.norm(vector_nD[first : first + _CHUNK], axis=1)
         shortest, longest = min(shortest, float(length_c.min())), max(longest, float(length_c.max()))
     return longest if longest - shortest > _ROUGHLY_EQUAL * longest else 0.0
+
+
+def _mean_length(vector_nD: Vectors) -> float:
+    """Of all vectors; 1 where they are zeros."""
+    total = 0.0
+    for first in range(0, len(vector_nD), _CHUNK):
+        part_cD = vector_nD[first : first + _CHUNK]
+        total += float(np.sqrt(np.einsum("cd,cd->c", part_cD, part_cD, dtype=np.float64)).sum())
+    return total / len(vector_nD) or 1.0
 
 
 def _lengthened(vector_nD: Vectors, longest: float | None) -> Vectors:
