@@ -19,6 +19,7 @@ from benchmarks.harness import Apart, peak_extra_bytes, report, show
 from benchmarks.step import Ours, Sizes
 from twotower.losses import (
     BPR,
+    CCL,
     AdapTau,
     AdaptiveMargin,
     AdaptiveTemperature,
@@ -43,6 +44,7 @@ LOSSES: tuple[type[Loss], ...] = (
     AdaptiveTemperature,
     AdaptiveMargin,
     BPR,
+    CCL,
     Margin,
     Warp,
 )

@@ -7,7 +7,8 @@ A bundle of a million items (unit vectors of 64 numbers around 2,000 centres, IV
 country, an age and a history of 20, through a layer; 50,000 known queries. ``wrk`` asks /recommend for 100 items of
 random known queries, without those that they have seen. The others get the vectors of the same queries and search the
 same file with the same nprobe (``benchmarks.serve_peers``): no tower, no filter. One worker each, by turns, medians of
-the rounds. ``cpu_us`` is processor time a request, of the server alone: what a busy machine changes least.
+the rounds; figures without a number of connections are those of 8. ``cpu_us`` is processor time a request, of the
+server alone: what a busy machine changes least.
 
 ``--peer`` is a Python with litserve, faiss and orjson; without it there is no ``ratio_over_peer``. ``wrk`` has to be
 installed (apt-get install wrk). Server and wrk share the machine's cores.
@@ -278,6 +279,9 @@ def measure(folder: Path, seconds: int, rounds: int, peer: Path | None) -> dict[
     found: dict[str, Any] = {
         "requests_per_s": table["ours"][8]["requests_per_s"],
         "share_of_bare_asgi": table["ours"][8]["requests_per_s"] / table["bare"][8]["requests_per_s"],
+        "share_of_bare_asgi_by_connections": {
+            c: table["ours"][c]["requests_per_s"] / table["bare"][c]["requests_per_s"] for c in CONNECTIONS
+        },
         "share_of_bare_asgi_by_cpu": table["bare"][8]["cpu_us"] / table["ours"][8]["cpu_us"],
         "p50_ms_c1": table["ours"][1]["p50_ms"],
         "p99_ms_c1": table["ours"][1]["p99_ms"],
