@@ -558,7 +558,7 @@ PRICED = replace(SCHEMA, item={"item": Id(column="item"), "price": Number(column
             PRICED,
             {"items": pa.table({"item": ["x"], "prize": [1]})},
             DataError,
-            "'price' is .*neither in the file of items",
+            "'price' is .*neither in the file of items; did you mean 'prize'.; .*, the items item, prize",
         ),
         (
             SCHEMA,

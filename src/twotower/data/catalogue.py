@@ -75,7 +75,8 @@ class Side:
         self._ids = VocabularyFit()
         self._trained_ids = VocabularyFit()
         self._attributes: dict[str, pa.ChunkedArray] = {}
-        in_file = [] if source is None else column_names(source, where=self.tally.name)
+        self.in_file = in_file = [] if source is None else column_names(source, where=self.tally.name)
+        """Columns of its file."""
         groups = column_groups(list(self.features.values()))
         if is_item and schema.life is not None:
             groups += [(column,) for column in schema.life.columns if (column,) not in groups]

@@ -97,10 +97,14 @@ class Events:
         for side in (self._query, self._item):
             for column in side.columns_from_events:
                 if column not in names:
-                    among = "there is no file of" if side.source is None else "neither in the file of"
+                    there = f"the interactions have {', '.join(names)}"
+                    if side.source is None:
+                        among, theirs = "there is no file of", ""
+                    else:
+                        among, theirs = "neither in the file of", f", the {side.tally.name} {', '.join(side.in_file)}"
                     raise DataError(
                         f"schema.{side.name}: column {column!r} is not in the interactions, and {among} "
-                        f"{side.tally.name}{did_you_mean(column, names)}; those have {', '.join(names)}"
+                        f"{side.tally.name}{did_you_mean(column, [*side.in_file, *names])}; {there}{theirs}"
                     )
 
     def kept(self, *, count: bool) -> Iterator[Kept]:
