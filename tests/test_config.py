@@ -29,6 +29,7 @@ from twotower.errors import ConfigError, SchemaError
 from twotower.frequency import ExactFrequency, StreamingFrequency
 from twotower.losses import (
     BPR,
+    CCL,
     NCE,
     AdapTau,
     AdaptiveMargin,
@@ -364,7 +365,7 @@ def test_a_loss_made_of_counts_needs_them() -> None:
     run_of(negatives=Blind(), loss=Symmetric(of=SampledSoftmax(correction="none")))
 
 
-@pytest.mark.parametrize("loss", [AdaptiveMargin(), AdaptiveTemperature(correction="none"), AdapTau()])
+@pytest.mark.parametrize("loss", [AdaptiveMargin(), AdaptiveTemperature(correction="none"), AdapTau(), CCL()])
 def test_a_loss_of_cosines_needs_unit_vectors(loss: Loss) -> None:
     with pytest.raises(ConfigError, match=rf"{type(loss).__name__} takes scores for cosines, but towers.normalise is"):
         run_of(loss=loss, towers=TwoTower(normalise=False))

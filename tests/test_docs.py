@@ -16,6 +16,7 @@ from twotower.cli import app, main
 from twotower.config import dump_run, parse_run
 from twotower.losses import AdaptiveTemperature, Losses
 from twotower.negatives import Negatives
+from twotower.schema import History, Text
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -107,6 +108,10 @@ def test_the_run_of_choose_loss_is_jd_s() -> None:
     ]
     run = parse_run(block)
     assert dump_run(run) == dump_run(replace(run, loss=AdaptiveTemperature.jd2023()))
+    text_feature, history = run.schema.context["text"], run.schema.context["history"]
+    assert isinstance(text_feature, Text)
+    assert isinstance(history, History)
+    assert (run.towers.dim, run.training.batch_size, text_feature.length, history.k) == (128, 350, 30, 100)
 
 
 def test_the_files_it_lists_are_there() -> None:

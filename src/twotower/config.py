@@ -335,7 +335,7 @@ def _check_negatives(run: Run) -> None:
 
 
 def _check_loss(run: Run) -> None:
-    """An adaptive loss needs cosines: say so now, not in step 40,000."""
+    """What a loss needs of the rest: say so now, not in step 40,000."""
     compared, unit = run.loss.compared(), run.towers.normalise
     _require(
         unit or not (isinstance(compared, RowLoss) and compared.needs_unit_vectors),

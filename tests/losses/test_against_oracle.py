@@ -22,10 +22,15 @@ from twotower.losses import (
     AdvInfoNCE,
     BilateralSoftmax,
     BinaryCrossEntropy,
+    BucketedSoftmax,
+    HierarchicalSoftmax,
+    Loss,
     Margin,
+    Perturbed,
     RowLoss,
     SampledSoftmax,
     SquaredGramian,
+    Symmetric,
     Warp,
 )
 from twotower.part import Facts
@@ -269,6 +274,57 @@ def test_excluded_candidates_get_no_gradient(loss_name: str, tile: int | None) -
     assert value.item() == 0
     assert all((g == 0).all() for g in found)
     assert not notes["alive"].any()
+
+
+@pytest.mark.parametrize("loss_name", [name for name, loss in EVERY.items() if loss.exclude == "known"])
+@pytest.mark.parametrize("tile", TILES)
+def test_an_excluded_candidate_among_others_gets_no_gradient(loss_name: str, tile: int | None) -> None:
+    """One candidate, nobody's positive, is known to every query: nothing moves it, while its neighbours move."""
+    loss, case = EVERY[loss_name].double(), CASES["queries, shared and own"]
+    offered = torch.cat([block.row.flatten() for block in case.candidates.blocks]).unique()
+    item = next(row for row in offered.tolist() if row not in case.batch.item_P.tolist() and row >= 0)
+    before = case.batch.known
+    lists = [
+        torch.cat([before.value[before.offset[q] : before.offset[q + 1]], torch.tensor([item])]).unique()
+        for q in range(len(case.batch.query_B))
+    ]
+    lengths = torch.tensor([0, *map(len, lists)])
+    batch = dataclasses.replace(case.batch, known=Ragged(offset=lengths.cumsum(0), value=torch.cat(lists)))
+    _, found, _ = evaluate(loss, dataclasses.replace(case, batch=batch), tile)
+    assert (found[1][item] == 0).all()
+    assert found[1].abs().sum() > 0
+
+
+COMPOSED = {
+    "buckets": BucketedSoftmax(temperature=0.7, buckets=3, queries=4, items=5),
+    "symmetric": Symmetric(of=SampledSoftmax(temperature=0.7)),
+    "symmetric pairs": Symmetric(of=BPR()),
+    "perturbed": Perturbed(of=SampledSoftmax(temperature=0.7), epsilon=0.1),
+    "hierarchical": HierarchicalSoftmax(),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("all_known", [False, True])
+def test_a_loss_made_of_more_is_finite_too(name: str, scale: float, all_known: bool) -> None:
+    """At extreme scores, and with no candidate left."""
+    loss, case = COMPOSED[name], CASES["queries, shared"]
+    loss.setup(FACTS)
+    for part in loss.modules():
+        if isinstance(part, Loss):
+            part.setup(FACTS)
+    loss.double()
+    if all_known:
+        n_items, n_queries = len(case.item_MD), len(case.batch.query_B)
+        everything = Ragged(offset=torch.arange(n_queries + 1) * n_items, value=torch.arange(n_items).repeat(n_queries))
+        case = dataclasses.replace(case, batch=dataclasses.replace(case.batch, known=everything))
+    query_BD = (case.query_BD.detach() * scale).requires_grad_()
+    encoded = encode(query_BD, lambda row: case.item_MD.index_select(0, row), case.batch, case.candidates)
+    value, _ = loss(encoded)
+    found = torch.autograd.grad(value, [query_BD, case.item_MD], allow_unused=True)
+    assert value.isfinite()
+    assert all(g is None or g.isfinite().all() for g in found)
 
 
 @pytest.mark.parametrize("loss_name", EVERY)

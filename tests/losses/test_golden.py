@@ -272,6 +272,11 @@ def test_advinfonce() -> None:
     assert value(loss) == near(log(e + 1 + 2) - 1)
 
 
+def test_dssm() -> None:
+    """gamma 2, nothing corrected: scores are twice as large, e^2, 1 and 2^2."""
+    assert value(SampledSoftmax.dssm2013(gamma=2.0)) == near(log(e**2 + 1 + 4) - 2)
+
+
 def test_one_bucket_of_all() -> None:
     assert value(BucketedSoftmax(temperature=1.0, correction="none", buckets=1)) == near(log(e + 1 + 2) - 1)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -252,6 +253,30 @@ def test_log_p_is_the_walk_from_the_root() -> None:
         assert found.item() == pytest.approx(want, abs=1e-12)
 
 
+@pytest.mark.parametrize("batch_of", ["pairs", "queries"])
+def test_a_batch_of_walks_is_a_naive_loop(batch_of: str) -> None:
+    """Weighted mean of -log p over the pairs, and its gradient at queries and nodes."""
+    case = make_case(6, batch_of=batch_of, own=False)
+    encoded = encode(case.query_BD, lambda row: case.item_MD.index_select(0, row), case.batch, case.candidates)
+    loss, tree = HierarchicalSoftmax(), huffman(torch.arange(1, 20))
+    loss.setup(facts(n_items=19, width=4))
+    loss.double().nodes.weight.normal_()
+    value, _ = loss(encoded)
+    (found_query,) = torch.autograd.grad(value, case.query_BD, retain_graph=True)
+    value.backward()
+    rows, found_node = loss.nodes.gradient() or (torch.empty(0), torch.empty(0))
+    node_ND = loss.nodes.weight.detach().clone().requires_grad_()
+    total = torch.zeros((), dtype=torch.float64)
+    for query, item, weight in zip(case.batch.of_P, case.batch.item_P, case.batch.weight_P, strict=True):
+        for at in range(int(tree.offset[item]), int(tree.offset[item + 1])):
+            total = total - weight * F.logsigmoid(tree.sign[at] * (case.query_BD[query] @ node_ND[tree.node[at]]))
+    want = total / case.batch.weight_P.sum()
+    want_query, want_node = torch.autograd.grad(want, [case.query_BD, node_ND])
+    assert value.item() == pytest.approx(want.item(), abs=1e-10)
+    assert (found_query - want_query).abs().max() < 1e-10
+    assert (torch.zeros_like(node_ND).index_add(0, rows, found_node) - want_node).abs().max() < 1e-10
+
+
 @pytest.mark.parametrize("n_items", [1, 2, 3, 50])
 def test_the_tree_is_as_short_as_huffman_s(n_items: int) -> None:
     count = torch.randint(0, 40, (n_items,), generator=torch.Generator().manual_seed(n_items))
@@ -354,11 +379,12 @@ def test_one_bucket_of_everything_is_the_whole_softmax(tile: int | None) -> None
         assert (got - want).abs().max() < 1e-12
 
 
-def test_buckets_are_a_naive_loop() -> None:
+@pytest.mark.parametrize("tile", [None, 1, 2])
+def test_buckets_are_a_naive_loop(tile: int | None) -> None:
     encoded, case = encoded_of()
     loss = BucketedSoftmax(temperature=0.7, buckets=3, queries=4, items=5, mix=False)
     torch.manual_seed(11)
-    value, _ = loss(encoded, tile=2)
+    value, _ = loss(encoded, tile=tile)
     torch.manual_seed(11)
     direction = torch.randn(3, 4, dtype=torch.float64)
     batch, best = case.batch, {}
@@ -383,6 +409,19 @@ def test_buckets_are_a_naive_loop() -> None:
     weight = sum(batch.weight_P[p] for pairs, _ in best.values() for p in pairs)
     total = sum(batch.weight_P[p] * x for pairs, lost in best.values() for p, x in zip(pairs, lost, strict=True))
     assert value.item() == pytest.approx((total / weight).item(), abs=1e-10)
+    found, want = (
+        torch.autograd.grad(x, [case.query_BD, case.item_MD], retain_graph=True) for x in (value, total / weight)
+    )
+    assert all((a - b).abs().max() < 1e-10 for a, b in zip(found, want, strict=True))
+
+
+@pytest.mark.parametrize("settings", [{"renormalise": True}, {"strength": 0.5}])
+def test_a_bucket_does_not_go_by_all_counts(settings: dict[str, Any]) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"{next(iter(settings))} of BucketedSoftmax: .* of which a bucket"
+    ):
+        BucketedSoftmax(**settings)
+    assert BucketedSoftmax(strength=0.5, correction="none").strength == 0.5
 
 
 def test_a_bucket_takes_the_counts_of_its_queries() -> None:
@@ -471,6 +510,36 @@ def test_adaptau_counts_columns_by_the_mean_over_queries() -> None:
     loss.observe(replace(encoded, shared=encoded.shared.with_count(log_count_BN)), {"cosine": torch.zeros(3)})
     total = encoded.shared.log_weight.exp().sum() * (2 + 2 * n_second / len(log_count_BN))
     assert float(loss.item_sum[-1]) == pytest.approx(float(total))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_adaptau_measures_candidates_of_each_query(shared: bool) -> None:
+    """Lists of a query's own, counts 1/3: each stands for three items, and every query's for the catalogue."""
+    case = make_case(5, batch_of="queries", shared=shared)
+    blocks = [replace(b, log_count=torch.full_like(b.log_count, -math.log(3))) for b in case.candidates.blocks]
+    candidates = replace(case.candidates, blocks=tuple(blocks))
+    encoded = encode(case.query_BD, lambda row: case.item_MD.index_select(0, row), case.batch, candidates)
+    loss = AdapTau()
+    loss.setup(facts(width=4, steps_per_epoch=9))
+    loss.observe(encoded, {"cosine": torch.zeros(3)})
+    n_queries, total = len(case.query_BD), torch.zeros(5, dtype=torch.float64)
+    for block in blocks:
+        for query in range(n_queries):
+            own = block.row.dim() == 2
+            for row, log_weight in zip(
+                (block.row[query] if own else block.row).tolist(),
+                (block.log_weight[query] if own else block.log_weight).tolist(),
+                strict=True,
+            ):
+                stands_for = 3 * math.exp(log_weight) / n_queries
+                if stands_for:
+                    total += stands_for * torch.cat([case.item_MD.detach()[row], torch.ones(1)])
+    assert torch.allclose(loss.item_sum, total, atol=1e-9)
+
+
+def test_adaptau_needs_more_others_than_positives() -> None:
+    with pytest.raises(ConfigError, match="where half of all pairs or more are positives, found 14 of 7 queries and 4"):
+        AdapTau(least=0.0).setup(replace(facts(n_items=4, n_queries=7), query_count_Q=torch.full((7,), 2)))
 
 
 def test_adaptau_is_softer_where_the_fit_is_worse_and_plain_where_unknown() -> None:

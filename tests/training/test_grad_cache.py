@@ -18,7 +18,17 @@ from twotower.config import Run, Training
 from twotower.data.batches import TrainingBatches
 from twotower.data.store import Store
 from twotower.errors import ConfigError
-from twotower.losses import SampledSoftmax
+from twotower.losses import (
+    BPR,
+    CCL,
+    AdapTau,
+    AdaptiveMargin,
+    AdaptiveTemperature,
+    HierarchicalSoftmax,
+    Loss,
+    SampledSoftmax,
+    Symmetric,
+)
 from twotower.records import Batch, Features, Ragged
 from twotower.schema import Categorical, History, Id, Number
 from twotower.towers import Tower, TwoTower
@@ -77,9 +87,13 @@ def in_double(features: Features) -> Features:
     return {name: of(column) for name, column in features.items()}
 
 
-def gradients(store: Store, towers: Callable[[], TwoTower], chunk: int | None, **training: Any) -> dict[str, Tensor]:
+TEMPERED = SampledSoftmax(temperature=0.2, learn_temperature=True)
+
+
+def gradients(
+    store: Store, towers: Callable[[], TwoTower], chunk: int | None, loss: Loss = TEMPERED, **training: Any
+) -> dict[str, Tensor]:
     """Loss and gradients of one step."""
-    loss = SampledSoftmax(temperature=0.2, learn_temperature=True)
     run = run_of(store, towers=towers(), loss=loss, encode_chunk=chunk, **{"batch_size": 50, **training})
     stepper, batch = caught(run, store)
     loss_value = stepper(batch, 3, 1.0).loss
@@ -114,6 +128,27 @@ def test_the_gradient_is_that_of_the_direct_step(chunk: int) -> None:
     assert set(cached) == set(direct)
     for name, gradient in direct.items():
         assert gradient.abs().sum() > 0, name
+        assert torch.allclose(cached[name], gradient, rtol=0, atol=1e-10), name
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        BPR(),
+        CCL(margin=0.1),
+        AdaptiveMargin(learn_alpha=True),
+        AdaptiveTemperature(learn_temperature=True),
+        AdapTau(least=0.0),
+        Symmetric(of=SampledSoftmax(temperature=0.2)),
+        HierarchicalSoftmax(),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_so_it_is_for_every_kind_of_loss(loss: Loss) -> None:
+    store = rich_store()
+    direct, cached = (gradients(store, towers_of, size, loss) for size in (None, 7))
+    assert set(cached) == set(direct)
+    for name, gradient in direct.items():
         assert torch.allclose(cached[name], gradient, rtol=0, atol=1e-10), name
 
 

@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from twotower.data.store import Store
 from twotower.losses import (
     BPR,
     AdaptiveMargin,
+    AdaptiveTemperature,
     HierarchicalSoftmax,
     Loss,
     Margin,
@@ -130,7 +131,8 @@ def naive(case: Case, loss: RowLoss) -> tuple[float, float, float]:
         if not scores:
             continue
         line = pair if loss.per_pair else int(case.batch.of_P[pair])
-        mass = [w * math.exp(s) for s, w in zip(scores, weights, strict=True)]
+        pull = (lambda s, p=positive: 1 / (1 + math.exp(p - s))) if isinstance(loss, BPR) else math.exp
+        mass = [w * pull(s) for s, w in zip(scores, weights, strict=True)]
         share = [m / sum(mass) for m in mass]
         counts[line] = len(scores)
         effective[line] = math.exp(-sum(p * math.log(p) for p in share))
@@ -192,6 +194,32 @@ def test_a_margin_of_each_pair_is_that_of_the_loss() -> None:
         kept.append(fine)
     assert 0 < sum(kept) < len(kept)
     assert examined(AdaptiveMargin(), case).no_margin_left == pytest.approx(sum(kept) / len(kept))
+
+
+@pytest.mark.parametrize("per", ["pair", "logit"])
+def test_a_temperature_of_each_pair_is_that_of_the_loss(per: Literal["pair", "logit"]) -> None:
+    """t_j = .2 + .5 (1 - cosine of the two items); e^x / t_j is the pull of candidate j, x its logit."""
+    case = make_case(4, batch_of="queries", own=False)
+    with torch.no_grad():
+        for side in (case.query_BD, case.item_MD):
+            side /= side.norm(dim=1, keepdim=True)
+    item_MD, known, effective = case.item_MD.detach(), case.batch.known, []
+    for pair, query in enumerate(case.batch.of_P.tolist()):
+        positive, anchor = item_MD[case.batch.item_P[pair]], case.query_BD[query].detach()
+        banned = {*known.value[known.offset[query] : known.offset[query + 1]].tolist()}
+        weights: dict[int, float] = {}
+        for block in case.candidates.blocks:
+            for row, log_weight in zip(block.row.tolist(), block.log_weight.tolist(), strict=True):
+                weights[row] = weights.get(row, 0.0) + math.exp(log_weight)
+        mass = []
+        for row in weights.keys() - banned:
+            temperature = 0.2 + 0.5 * (1 - float(positive @ item_MD[row]))
+            distance = float(anchor @ item_MD[row]) - (float(anchor @ positive) if per == "pair" else 0.0)
+            mass.append(weights[row] * math.exp(distance / temperature) / temperature)
+        if sum(mass):
+            effective.append(math.exp(-sum(m / sum(mass) * math.log(m / sum(mass)) for m in mass)))
+    loss = AdaptiveTemperature(temperature=0.2, alpha=0.5, correction="none", per=per)
+    assert examined(loss, case).effective_negatives == pytest.approx(sum(effective) / len(effective), rel=1e-9)
 
 
 def test_equal_candidates_are_all_effective() -> None:
@@ -308,8 +336,8 @@ def test_the_norm_is_that_of_all_gradients_before_they_are_clipped(
 @pytest.mark.parametrize(
     ("ill", "text"),
     [
-        ({"item_similarity": 0.951}, r"item vectors gather in one place \(mean similarity 0.95\): raise loss.temp"),
-        ({"effective_negatives": 1.24}, r"of 1,000 candidates a query learns from about 1.2: raise loss.temperature"),
+        ({"item_similarity": 0.951}, r"item vectors gather in one place \(mean similarity 0.95\): raise the temp"),
+        ({"effective_negatives": 1.24}, r"of 1,000 candidates a query learns from about 1.2: raise the temperature"),
         ({"no_margin_left": 0.972}, r"97% of the positives beat all of their candidates, so little is left to learn"),
     ],
 )

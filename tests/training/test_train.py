@@ -16,7 +16,7 @@ from tests.training.checkerboard import SIZE, checkerboard, run_of
 from twotower.config import Data, Evaluation, Run, Training, load_run
 from twotower.data.splits import GivenSplit, RandomSplit
 from twotower.errors import ArtifactError, ConfigError, DataError
-from twotower.losses import AdapTau
+from twotower.losses import AdapTau, HierarchicalSoftmax, Perturbed
 from twotower.negatives import Uniform
 from twotower.schema import Categorical, Id, Interactions, Schema
 from twotower.training import Retriever, checkpoint, evaluate, recommend, train
@@ -180,6 +180,20 @@ def test_a_refit_keeps_the_temperature_that_was_validated(data: Data, tmp_path: 
         for name, part in (("first", "last"), ("again", "best"))
     )
     assert again == first
+
+
+def test_a_temperature_is_to_be_found_before_the_end(data: Data, tmp_path: Path) -> None:
+    run = run_on(data)
+    for loss in (AdapTau(warm_up=run.training.epochs), Perturbed(of=AdapTau(warm_up=run.training.epochs))):
+        with pytest.raises(ConfigError, match=r"warm_up of AdapTau: .* which training\.epochs = .* does not outlast"):
+            train(replace(run, loss=loss), tmp_path / "model", quiet=True)
+
+
+def test_without_item_vectors_measures_mean_nothing(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(replace(run_on(data), loss=HierarchicalSoftmax()), tmp_path / "model")
+    assert "loss: HierarchicalSoftmax learns vectors of queries alone" in capsys.readouterr().out
 
 
 def test_an_item_is_no_result_for_itself(tmp_path: Path) -> None:

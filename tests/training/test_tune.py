@@ -383,6 +383,15 @@ def test_a_sweep_needs_no_ranges_and_goes_on(run: Run, tmp_path: Path, monkeypat
         tune(run, tmp_path, sweep=["training.seed=0,1"], quiet=True)
 
 
+@pytest.mark.usefixtures("quick")
+def test_values_on_other_data_are_not_compared(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tune(run, tmp_path, sweep=["training.seed=0"], quiet=True)
+    opened = module.open_or_ingest
+    monkeypatch.setattr(module, "open_or_ingest", lambda *given, **more: replace(opened(*given, **more), n_items=7))
+    with pytest.raises(ConfigError, match=r"holds a search with data\.items = \d+, this one has 7"):
+        tune(run, tmp_path, sweep=["training.seed=0"], quiet=True)
+
+
 # ---------------------------------------------------------------- what can't be searched
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..part import Facts
-from ..records import Encoded
+from ..records import Block, Encoded
 from ..scoring import Prepared, Scores, positive_scores
 from .row_loss import RowLoss
 
@@ -28,7 +28,8 @@ class AdapTau(RowLoss):
     |U| queries, |I| live items, |D| training pairs (queries with few pairs, below the quantile ``least``, left out); W
     is Lambert's function; L_u the loss of the query's positives at temperature 1 when it was last met, L its mean over
     queries. A query that is fitted badly gets a higher temperature: softer. One that was not met yet has t_0. The gap
-    of cosines is taken as .7 until ``warm_up`` epochs are over, then measured anew over every epoch. A refit has the
+    of cosines is taken as .7 until ``warm_up`` epochs are over, then measured anew over every epoch, so that training
+    has to be longer than that. A refit has the
     t_0 that the first fit ended with, from its own warm-up on: the formula holds the density of the pairs, and with
     validation joined to training it would find another than was validated. Nothing of this is needed to serve:
     temperatures do not change a query's order of items.
@@ -42,7 +43,7 @@ class AdapTau(RowLoss):
     needs_unit_vectors: ClassVar[bool] = True
 
     beta: float = 1.0
-    warm_up: float = 100.0
+    warm_up: float = 3.0
     """Epochs before the gap is measured."""
     least: float = 0.2
 
@@ -77,10 +78,16 @@ class AdapTau(RowLoss):
         count_Q = facts.query_count_Q
         trained = count_Q[count_Q > 0].double()
         if not len(trained):
-            raise ConfigError("loss: AdapTau has a temperature for each query, but queries have no id: name one")
+            raise ConfigError("loss: AdapTau counts the pairs of each query, but queries have no id: name one")
         kept = trained[trained >= trained.quantile(self.least)]
         odds = len(kept) * facts.n_live / (2 * float(kept.sum()))
-        self.log_odds = math.log(max(odds, 1 + 1e-6))
+        if odds <= 1:
+            raise ConfigError(
+                f"loss: AdapTau finds no temperature where half of all pairs or more are positives, found "
+                f"{float(kept.sum()):,.0f} of {len(kept):,} queries and {facts.n_live:,} items: use SampledSoftmax and "
+                "tune its temperature"
+            )
+        self.log_odds = math.log(odds)
         self.steps_per_epoch = facts.steps_per_epoch
         self.register_buffer("inverse_temperature", torch.tensor(self.log_odds / _START))
         self.register_buffer("kept", torch.tensor(math.nan))
@@ -138,12 +145,18 @@ class AdapTau(RowLoss):
         """Remember each query's loss; at the end of an epoch measure the gap anew."""
         if "at_one" in notes:
             self._remember_losses(encoded, notes)
-        shared = encoded.shared
-        share = (shared.log_weight - torch.nan_to_num(shared.log_count)).double().exp()  # stands for 1 / c items
-        weight_N = share if share.dim() == 1 else share.mean(0)
-        vectors = ((self.query_sum, encoded.query_BD.double(), torch.ones_like(encoded.query_BD[:, 0]).double()),)
-        for total, vector, weight in (*vectors, (self.item_sum, encoded.column_ND.double(), weight_N)):
-            total += torch.cat([weight @ vector, weight.sum()[None]])
+        weight_N = _items_stood_for(encoded.shared)
+        weight_N = weight_N if weight_N.dim() == 1 else weight_N.mean(0)
+        weight_T = torch.zeros(len(encoded.table_TD), dtype=torch.float64, device=weight_N.device)
+        weight_BK = _items_stood_for(encoded.own)
+        weight_T.index_add_(0, encoded.slot_BK.flatten(), weight_BK.flatten() / len(encoded.query_BD))
+        one_B = torch.ones(len(encoded.query_BD), dtype=torch.float64, device=weight_N.device)
+        for total, vector, weight in (
+            (self.query_sum, encoded.query_BD, one_B),
+            (self.item_sum, encoded.column_ND, weight_N),
+            (self.item_sum, encoded.table_TD, weight_T),
+        ):
+            total += torch.cat([weight @ vector.double(), weight.sum()[None]])
         self.gap_sums += torch.stack(
             [notes["cosine"].double().sum(), notes["cosine"].double().new_tensor(len(notes["cosine"]))]
         )
@@ -172,6 +185,11 @@ class AdapTau(RowLoss):
         gap = positive - mean
         if bool(gap > 0):  # before anything is learnt positives are no nearer than others
             self.inverse_temperature.copy_(self.log_odds / gap)
+
+
+def _items_stood_for(block: Block) -> Tensor:
+    """w / c of each candidate: how many items of the catalogue it stands for; 0 where there is none."""
+    return (block.log_weight - torch.nan_to_num(block.log_count)).double().exp()
 
 
 def lambert(x: Tensor) -> Tensor:

@@ -61,7 +61,8 @@ class NCE(RowLoss):
     Noise contrastive estimation: the classifier knows how often noise brings an item, so that the score itself becomes
     log p(y|u), normalised without a sum over the catalogue. That optimum is exact where the positive may be among the
     noise (``exclude = "none"``), for candidates drawn by a law of their own (not ``InBatch``, where the positive always
-    is). Counts are part of the formula: correction is 'none', and the sampler must have a density.
+    is), and vectors of any length. What a query is known to like is left out by default, which makes it likelier than
+    that. Counts are part of the formula: correction is 'none', and the sampler must have a density.
 
     Source: Gutmann and Hyvarinen, AISTATS 2010, equation 3; Mnih and Teh, ICML 2012, equation 7.
     """
@@ -94,7 +95,8 @@ class GBCE(RowLoss):
 
     K = sum_j w_j negatives of M live items sampled without correction make a model overconfident; a positive of weight
     beta undoes that. ``calibration`` t = 0 is plain binary cross-entropy, t = 1 gives probabilities that are calibrated
-    over the whole catalogue.
+    over the whole catalogue, where all but the positive may be drawn (``exclude = "positives"``) and vectors have any
+    length.
 
     Source: Petrov and Macdonald, RecSys 2023, arXiv 2308.07192, equations 11 and 12.
     """

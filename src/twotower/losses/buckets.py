@@ -40,6 +40,12 @@ class BucketedSoftmax(SampledSoftmax):
         for name, value in (("buckets", self.buckets), ("queries", self.queries), ("items", self.items)):
             if value is not None and value < 1:
                 raise ConfigError(f"loss.{name} of BucketedSoftmax: found {value}, expected at least 1")
+        if self.renormalise or (self.correction != "none" and self.strength != 1):
+            found, expected = ("renormalise", "false") if self.renormalise else ("strength", "1")
+            raise ConfigError(
+                f"loss.{found} of BucketedSoftmax: found {getattr(self, found)}, expected {expected}: it goes by all "
+                "counts of a batch, of which a bucket sees its own"
+            )
 
     def forward(
         self, encoded: Encoded, *, tile: int | None = DEFAULT_TILE, gemm: torch.dtype | None = None

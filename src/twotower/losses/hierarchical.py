@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,8 @@ class HierarchicalSoftmax(Loss):
 
     Source: Morin and Bengio, AISTATS 2005; Huffman tree and initial zeros as in Mikolov et al., NIPS 2013, section 2.1.
     """
+
+    learns_items: ClassVar[bool] = False
 
     offset: Tensor = field(init=False)
     """[M + 1] where the path of each item begins in ``node`` and ``sign``."""

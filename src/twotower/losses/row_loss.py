@@ -17,6 +17,9 @@ from ..scoring import DEFAULT_TILE, Correction, Exclude, Prepared, Scores, posit
 class Loss(Part):
     """Anything that turns ``Encoded`` into a scalar."""
 
+    learns_items: ClassVar[bool] = True
+    """Whether item vectors are learnt, which an index could search."""
+
     def forward(
         self, encoded: Encoded, *, tile: int | None = DEFAULT_TILE, gemm: torch.dtype | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:

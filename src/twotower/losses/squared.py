@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +20,8 @@ class CCL(RowLoss):
 
     Source: Mao et al., SimpleX, CIKM 2021, arXiv 2109.12613, equation 2.
     """
+
+    needs_unit_vectors: ClassVar[bool] = True
 
     margin: float = 0.8
     negative_weight: float = 150.0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..losses import Loss, RowLoss
 from ..records import NEG_INF, Encoded
-from ..scoring import Lines, Scores, pair_dots
+from ..scoring import Lines, Scores, Similarity, pair_dots
 
 MOST_LINES, MOST_SCORES, MOST_ITEMS = 128, 2**19, 4096
 """Of the sample of a batch that is looked at: a few milliseconds on a CPU."""
@@ -51,15 +51,16 @@ def examine(loss: Loss, encoded: Encoded, notes: dict[str, Tensor], step: int) -
     """Health of the batch that ``loss`` saw and left ``notes`` of, without a gradient.
 
         item_similarity       (|sum_i v_i|^2 - sum_i |v_i|^2) / (n (n - 1)) over n distinct items, v_i of unit length
-        effective_negatives   mean over lines of exp(- sum_j p_j log p_j),  p_j ~ w_j e^{s_j}
+        effective_negatives   mean over lines of exp(- sum_j p_j log p_j),  p_j ~ |dL / ds_j|
         no_margin_left        share of positives whose loss is 0 where it can be (``is_hinge``), else of those that
                               score more than every candidate: s_j < s for all j
 
-    Scores are similarities over the loss's temperature, uncorrected, as they rank; weights (repeats, correction) and
-    exclusions are the loss's own. Where it leaves a positive among its own candidates (``exclude = "none"``) that is
-    left out here, for it is no negative; positives without a candidate do not count. Of a loss made of
-    another that one is looked at, of ``Symmetric`` the way from queries to items; a loss without lines of candidates
-    has the similarity only.
+    L is the loss of a line's positives and s_j its similarity with candidate j, so that p_j is the share of the pull
+    that j gets: w_j e^{s_j} of a softmax. Lines that nothing pulls at do not count. To be beaten is to score less, as
+    served, uncorrected. Exclusions are the loss's own. Where it leaves a positive among its own candidates
+    (``exclude = "none"``) that is left out here, for it is no negative; positives without a candidate do not count. Of
+    a loss made of another that one is looked at, of ``Symmetric`` the way from queries to items; a loss without lines
+    of candidates has the similarity only.
 
     Looked at are ``MOST_ITEMS`` items and ``MOST_LINES`` neighbouring lines, fewer where they would have more than
     ``MOST_SCORES`` scores, from a place drawn by ``step``.
@@ -97,16 +98,30 @@ class _Sample:
         if loss.exclude == "none":
             loss = copy.copy(loss)
             loss.exclude = "positives"
-        lines = Lines(encoded, loss)
+        lines, prepared = Lines(encoded, loss), loss.prepare(encoded)
         start, stop = _some_lines(len(lines), len(encoded.column_ND) + lines.slot_LK.shape[1], step)
-        query_BD = encoded.query_BD / loss.current_temperature()
-        query_CD = query_BD.index_select(0, lines.query_L[start:stop])
-        own_CK = (query_CD[:, None] * encoded.table_TD[lines.slot_LK[start:stop]]).sum(-1)
-        negative = torch.cat([query_CD @ encoded.column_ND.T, own_CK], 1)
-        self._scores = Scores(lines, start, stop, negative, {})
         pairs = slice(lines.pair_start[start], lines.pair_start[stop])
+
+        def tile(of: Similarity) -> Tensor:
+            line_CD, slot_CK = of.line_LD[start:stop], lines.slot_LK[start:stop]
+            own_CK = (line_CD[:, None] * of.table_TD[slot_CK]).sum(-1)
+            return torch.cat([line_CD @ of.column_ND.T, own_CK], 1)
+
+        query_LD = prepared.query_BD.index_select(0, lines.query_L)
+        self._loss, self._scores = (
+            loss,
+            Scores(
+                lines,
+                start,
+                stop,
+                tile(Similarity(query_LD, encoded.column_ND, encoded.table_TD)),
+                {name: value_P[pairs] for name, value_P in prepared.row.items()},
+                {name: tile(similarity) for name, similarity in prepared.beside.items()},
+            ),
+        )
         of_p, slot_p = encoded.batch.of_P[pairs], encoded.positive_slot_P[pairs]
-        self._positive_p = pair_dots(query_BD, encoded.table_TD, of_p, slot_p)
+        self._positive_p = pair_dots(prepared.query_BD, encoded.table_TD, of_p, slot_p)
+        negative = self._scores.negative
         self._log_weight = self._scores.masked(self._scores.log_weight.expand_as(negative), NEG_INF)
         self._alive_C = self._scores.alive()
 
@@ -116,7 +131,17 @@ class _Sample:
 
     def effective_negatives(self) -> float:
         """Mean over lines of exp H(p)."""
-        share = (self._scores.negative + self._log_weight)[self._alive_C].softmax(1)
+        scores = self._scores
+        if not bool(self._alive_C.any()):
+            return math.nan
+        with torch.enable_grad():
+            scores.negative = scores.negative.requires_grad_()
+            loss_p = self._loss.rows(scores)[scores.to_pairs(self._alive_C)]
+            (pull,) = torch.autograd.grad(loss_p.sum(), scores.negative)
+        scores.negative = scores.negative.detach()
+        pull = pull.double().abs()
+        total_C1 = pull.sum(1, keepdim=True)
+        share = (pull / total_C1)[total_C1[:, 0] > 0]
         return float(torch.special.entr(share).sum(1).exp().mean())
 
     def beaten(self) -> Tensor:
@@ -163,17 +188,18 @@ def complaints(health: Health) -> dict[str, str]:
     found = {}
     if health.item_similarity > GATHERED:
         found["item_similarity"] = (
-            f"item vectors gather in one place (mean similarity {health.item_similarity:.2f}): raise loss.temperature, "
-            "add uniform negatives, and keep stop_gradient on where the loss has it"
+            f"item vectors gather in one place (mean similarity {health.item_similarity:.2f}): raise the temperature "
+            "where the loss has one to set, add uniform negatives, and keep stop_gradient on where the loss has it"
         )
     if health.effective_negatives < FEW and health.candidates >= ENOUGH_CANDIDATES:
         found["effective_negatives"] = (
             f"of {health.candidates:,.0f} candidates a query learns from about {health.effective_negatives:.1f}: raise "
-            "loss.temperature, or check that the hardest negatives are not positives nobody recorded"
+            "the temperature where the loss has one to set, or check that the hardest negatives are not positives "
+            "nobody recorded"
         )
     if health.no_margin_left > ALL_BEATEN:
         found["no_margin_left"] = (
             f"{health.no_margin_left:.0%} of the positives beat all of their candidates, so little is left to learn: "
-            "draw more negatives or harder ones, raise the margin where the loss has one, or lower loss.temperature"
+            "draw more negatives or harder ones, raise the margin where the loss has one, or lower its temperature"
         )
     return found

@@ -26,7 +26,7 @@ from ..errors import ArtifactError, ConfigError, DataError
 from ..evaluation import MODEL, check_metric, metric_names
 from ..evaluation import Evaluation as EvaluationResult
 from ..evaluation import evaluate as evaluate_vectors
-from ..losses import Loss
+from ..losses import AdapTau, Loss
 from ..records import Batch
 from ..schema import Id
 from ..settings import first_difference
@@ -100,6 +100,7 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
     """
     folder = Path(out)
     check_metric_of(run.training, weighted=run.schema.interactions.weight is not None)
+    _check_warm_up(run)
     _check_free(folder, run)
     store = open_or_ingest(run, quiet=quiet)
     part_E = run.split.assign(store)
@@ -115,8 +116,9 @@ def train(run: Run, out: str | Path, *, quiet: bool = False) -> Trained:
         warning = getattr(run.split, "warning", None)
         memory = estimate(run, store)
         new = _new_queries(store, part_E)
-        short = _catalogue_is_short(run.training, store)
-        for line in (warning, new, short, memory.render(), memory.warning(), f"float32 products: {precision}"):
+        short, no_items = _catalogue_is_short(run.training, store), _no_item_vectors(run)
+        how = f"float32 products: {precision}"
+        for line in (warning, new, short, no_items, memory.render(), memory.warning(), how):
             if line:
                 recorder.say(line)
         first = None if state is None else state.get(FIRST)
@@ -189,6 +191,16 @@ def check_metric_of(training: Training, *, weighted: bool) -> None:
         raise ConfigError(f"training.metric: {error}") from error
 
 
+def _check_warm_up(run: Run) -> None:
+    """A temperature that is to be found after training would not be found."""
+    loss, epochs = run.loss.compared(), run.training.epochs
+    if isinstance(loss, AdapTau) and loss.warm_up >= epochs:
+        raise ConfigError(
+            f"loss.warm_up of AdapTau: found {loss.warm_up:g} epochs, which training.epochs = {epochs:g} does not "
+            "outlast, so that no temperature would be found: train longer, or shorten the warm-up"
+        )
+
+
 def _check_free(folder: Path, run: Run) -> None:
     """A model's folder is new, empty, or of a training of the same run that was cut off."""
     if folder.exists() and not folder.is_dir():
@@ -227,6 +239,16 @@ def _new_queries(store: Store, part_E: np.ndarray) -> str | None:
     return (
         f"{new:,} of {len(held):,} held-out queries have no training event: their ids stand for the mean of all "
         "others, only other features tell them apart"
+    )
+
+
+def _no_item_vectors(run: Run) -> str | None:
+    """What to know where there is nothing to rank items by."""
+    if run.loss.learns_items:
+        return None
+    return (
+        f"loss: {type(run.loss).__name__} learns vectors of queries alone; those of items stay as they were made, so "
+        "all measures of ranking, and the choice of the best epoch by them, mean nothing"
     )
 
 

@@ -68,7 +68,8 @@ def tune(run: Run, out: str | Path, *, sweep: Sequence[str] = (), quiet: bool = 
             f"split: {type(run.split).__name__} holds out no event for validation, which a search goes by: choose "
             "another split"
         )
-    search = _Search(run, declared, arms, folder, bool(sweep), quiet)
+    sizes = {"queries": store.n_queries, "items": store.n_items, "events": store.n_events}
+    search = _Search(run, declared, arms, folder, sizes, bool(sweep), quiet)
     with settings_of(run.training):
         search.go(store, part_E)
     return search.finish()
@@ -195,9 +196,17 @@ class _Search:
     """The trials of all arms, and the files that tell of them."""
 
     def __init__(
-        self, run: Run, declared: Tune, arms: Sequence[_Arm], folder: Path, is_sweep: bool, quiet: bool
+        self,
+        run: Run,
+        declared: Tune,
+        arms: Sequence[_Arm],
+        folder: Path,
+        sizes: Mapping[str, int],
+        is_sweep: bool,
+        quiet: bool,
     ) -> None:
         self.run, self.declared, self.arms, self.folder, self.is_sweep = run, declared, arms, folder, is_sweep
+        self.sizes = sizes
         self.console = Console(quiet=quiet, highlight=False, markup=False, soft_wrap=True)
         self.n = len(arms[0].grid) if arms[0].grid is not None else declared.trials
         self.journals = self._open()
@@ -216,7 +225,7 @@ class _Search:
         return {
             arm.name: journal.arm(
                 arm.name,
-                terms=_terms(arm, self.declared, prune),
+                terms=_terms(arm, self.declared, prune) | {"data": dict(self.sizes)},
                 ranges=arm.ranges,
                 seed=self.declared.seed,
                 prune=prune,
