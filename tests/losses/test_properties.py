@@ -417,9 +417,7 @@ def test_buckets_are_a_naive_loop(tile: int | None) -> None:
 
 @pytest.mark.parametrize("settings", [{"renormalise": True}, {"strength": 0.5}])
 def test_a_bucket_does_not_go_by_all_counts(settings: dict[str, Any]) -> None:
-    with pytest.raises(
-        ConfigError, match=rf"{next(iter(settings))} of BucketedSoftmax: .* of which a bucket"
-    ):
+    with pytest.raises(ConfigError, match=rf"{next(iter(settings))} of BucketedSoftmax: .* of which a bucket"):
         BucketedSoftmax(**settings)
     assert BucketedSoftmax(strength=0.5, correction="none").strength == 0.5
 
