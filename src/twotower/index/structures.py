@@ -136,12 +136,12 @@ def build(vector_nD: Vectors, settings: Approximate, *, threads: int, seed: int)
 
     ``LSH`` sees directions only, so vectors of different lengths get one number more. ``HNSW`` takes them as they are:
     made equally long they are all nearly alike, and a walk finds fewer of the best (docs/decisions.md). Lists see
-    them divided by their mean length: Faiss makes the centres 1 long and codes what is between a centre and a vector,
+    them divided by their usual length: Faiss makes the centres 1 long and codes what is between a centre and a vector,
     which is nearly all centre where vectors are short.
     """
     in_lists = isinstance(settings, (IVFSQ8, IVFPQ))
     longest = _longest_if_unequal(vector_nD) if isinstance(settings, LSH) else 0.0
-    scale = _mean_length(vector_nD) if in_lists else 1.0
+    scale = _usual_length(vector_nD) if in_lists else 1.0
     width = vector_nD.shape[1] + (longest > 0)
 
     def seen(part_cD: Vectors) -> Vectors:
@@ -251,13 +251,11 @@ def _longest_if_unequal(vector_nD: Vectors) -> float:
     return longest if longest - shortest > _ROUGHLY_EQUAL * longest else 0.0
 
 
-def _mean_length(vector_nD: Vectors) -> float:
-    """Of all vectors; 1 where they are zeros."""
-    total = 0.0
-    for first in range(0, len(vector_nD), _CHUNK):
-        part_cD = vector_nD[first : first + _CHUNK]
-        total += float(np.sqrt(np.einsum("cd,cd->c", part_cD, part_cD, dtype=np.float64)).sum())
-    return total / len(vector_nD) or 1.0
+def _usual_length(vector_nD: Vectors) -> float:
+    """Median of the lengths that are not zero, which a few long ones don't move; 1 where all are zeros."""
+    parts = (vector_nD[first : first + _CHUNK] for first in range(0, len(vector_nD), _CHUNK))
+    length_n = np.concatenate([np.sqrt(np.einsum("cd,cd->c", part, part, dtype=np.float64)) for part in parts])
+    return float(np.median(length_n[length_n > 0])) if length_n.any() else 1.0
 
 
 def _lengthened(vector_nD: Vectors, longest: float | None) -> Vectors:
