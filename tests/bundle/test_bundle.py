@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,10 @@ from numpy.typing import NDArray
 from tests.bundle import shop
 from twotower import cli
 from twotower.bundle import Bundle, Recommendation
-from twotower.bundle.attributes import rows_where, where_of
+from twotower.bundle.attributes import read_attributes, rows_where, where_of
 from twotower.bundle.bundle import BUNDLE
 from twotower.config import Training
+from twotower.data.vocabulary import Vocabulary
 from twotower.errors import ArtifactError, ConfigError, DataError
 from twotower.index import HNSW, IVFPQ, IVFSQ8, LSH, Exact, Found, Index, IndexSettings
 from twotower.schema import Id, Interactions, Life, Schema, Text
@@ -317,6 +320,31 @@ def test_what_people_type_is_a_filter(texts: list[str], rows: list[int] | None) 
             where_of(pa.table(NIGHT), texts)
     else:
         assert np.flatnonzero(rows_where(pa.table(NIGHT), where_of(pa.table(NIGHT), texts))).tolist() == rows
+
+
+def test_a_decimal_is_held_against_whole_numbers() -> None:
+    table = pa.table({"price": pa.array([Decimal("4.50"), Decimal("5.00"), None], pa.decimal128(10, 2))})
+    assert rows_where(table, {"price": 5}).tolist() == [False, True, False]
+    assert rows_where(table, {"price": {"from": 4, "to": 5}}).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("wanted", [[], ["a"], {"from": []}, 1])
+@pytest.mark.parametrize("values", [[["a"], []], [{"x": 1}, None]])
+def test_lists_are_shown_but_not_compared(values: list[object], wanted: object) -> None:
+    with pytest.raises(DataError, match=r"where: 'tags' is .*, expected an attribute of one text, number or date"):
+        rows_where(pa.table({"tags": values}), {"tags": wanted})
+
+
+def test_a_number_that_is_none_is_no_value() -> None:
+    items = pa.table({"sku": ["a", "b"], "size": [math.nan, 1.0], "half": pa.array(np.array([0.5, 1], np.float16))})
+    schema = Schema(
+        interactions=Interactions(query="user", item="sku"),
+        query={"user": Id(column="user")},
+        item={"sku": Id(column="sku")},
+    )
+    found = read_attributes([items], schema, Vocabulary(pa.array(["b", "a"])))
+    assert found["size"].to_pylist() == [1.0, None]
+    assert rows_where(found, {"half": 0.5}).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,9 @@ def test_a_number_and_its_text_are_one_id() -> None:
         assert known.rows(same).tolist() == [1]
     assert known.row(7) == known.row("7") == known.row(7.0) == 1
     assert known.row(8) == known.row(None) == -1
+    assert known.row(2**63) == known.row(str(2**63)) == -1
+    with pytest.raises(DataError, match=r"found '.udcff', expected text"):
+        known.row("\udcff")
     with pytest.raises(DataError, match="expected one value"):
         known.row([7])
     with pytest.raises(DataError, match="found <object"):

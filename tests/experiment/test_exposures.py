@@ -80,6 +80,16 @@ def test_what_was_put_is_read_back(tmp_path: Path) -> None:
     assert (found.n_dropped, found.n_cut_lines) == (0, 0)
 
 
+def test_columns_of_another_experiment_s_file_tell_nothing(tmp_path: Path) -> None:
+    with ExposureLog(tmp_path) as log:
+        log.put(shown("r1"))
+    other = pa.table({"time": [NOON], "experiment": ["another"], "arm": ["b"], "user": ["u2"]})
+    for name in ("0.parquet", "z.parquet"):  # before and after
+        pyarrow.parquet.write_table(other, tmp_path / name)
+    assert set(read_exposures(tmp_path, "x").count_E) == {"found", "filtered", "returned"}
+    assert read_exposures(tmp_path, "another").count_E == {}
+
+
 def test_parquet_is_read_as_well(tmp_path: Path) -> None:
     with ExposureLog(tmp_path / "log") as log:
         log.put(shown("r1"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -420,6 +421,7 @@ def test_how_long_vectors_are_is_nothing_to_lists(settings: IndexSettings) -> No
     ("settings", "message"),
     [
         (lambda: IVFSQ8(nprobe=0), "nprobe is 0, expected at least 1"),
+        (lambda: IVFSQ8(k_factor=math.inf), "k_factor is inf, expected at least 1"),
         (lambda: IVFPQ(m=0), "m is 0, expected at least 1"),
         (lambda: HNSW(m=1), "m is 1, expected at least 2"),
         (lambda: LSH(bits=9), "bits is 9, expected a multiple of 8"),

@@ -93,6 +93,7 @@ class Client:
 def served_by(
     folder: Path,
     *,
+    orders: Path | None = None,
     state: Path | None = None,
     watch: Path | None = None,
     limits: Limits | None = None,
@@ -104,8 +105,8 @@ def served_by(
     served = Served(
         Serving(engines={"": Engine(Bundle.open(folder))}),
         metrics=Metrics(),
+        orders=orders,
         state=state,
-        keeps_items=state is not None,
         watch=watch,
         log=lambda event, **facts: log.append({"event": event, **facts}),
     )

@@ -55,6 +55,21 @@ def test_a_new_item_is_found_at_once_by_its_vector(client: Client, bundle: Bundl
 NEW_ENCODED = {"item": "new", **{name: value for name, value in NEW.items() if name != "year"}}
 
 
+def test_it_is_found_by_what_is_typed(client: Client) -> None:
+    """By its id and by its title, also where other items only hold the text; what changed no more by its old title."""
+    put(client, "brandnew", "i5", title="red shoes of 2031")
+    found = [one["item"] for one in client.get("/items/search?text=red%20shoes%20of").json["items"]]
+    assert sorted(found) == ["brandnew", "i5"]
+    assert [one["item"] for one in client.get("/items/search?text=brandn").json["items"]] == ["brandnew"]
+    assert client.get("/items/search?text=I7").json["items"][0]["item"] == "i7"
+
+
+def test_its_columns_say_no_other_id(client: Client) -> None:
+    found = client.post("/items", {"items": [{"item": "new", "columns": NEW | {"item": "i7"}}]})
+    assert (found.status, found.json["error"]) == (422, "item 0: 'item' is 'i7', but its id is 'new': leave one out")
+    put(client, "new", item="new")
+
+
 def test_its_attributes_count_and_are_shown(client: Client) -> None:
     put(client, "new", year=2999)
     assert everything(client, where={"year": 2999}) == ["new"]

@@ -6,8 +6,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.bundle import shop
 from tests.service.running import Running
+from twotower import cli
 from twotower.bundle import Bundle
 from twotower.experiment import Assignment
 
@@ -50,6 +53,36 @@ def test_arms_are_answered_by_their_bundles_and_logged(
         assert line["returned"] == len(line["items"]) == len(line["scores"]) == line["k"] == 5
         assert line["ranks"] == [1, 2, 3, 4, 5]
         assert line["found"] >= line["filtered"] >= line["returned"]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_shares_that_make_no_whole_are_refused_before_anybody_listens(
+    folder: Path, tmp_path: Path, workers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = ["--arm", f"old={folder}:0.5", "--arm", f"new={folder}:0.7"]
+    command = ["serve", *arms, "--exposures", str(tmp_path / "log"), "--workers", workers, "--port", "0"]
+    assert cli.main(command) == 2
+    found = capsys.readouterr().err
+    assert "listening" not in found
+    assert "expected shares from 0 to 1 that sum to 1" in found
+
+
+def test_an_exposure_is_logged_under_the_id_that_was_assigned(
+    folder: Path, tmp_path: Path, start: Callable[..., Running]
+) -> None:
+    """7, 7.0 and "7" are one user, and numbers may be as large as hashes."""
+    exposures = tmp_path / "exposures"
+    service = start("--arm", f"a={folder}:0.5", "--arm", f"b={folder}:0.5", "--exposures", str(exposures))
+    users: list[object] = [7, 7.0, "7", True, 2**63, 2**64 - 1]
+    arms = []
+    for user in users:
+        found = service.post("/recommend", {"query": {"user": user, "country": "c1"}, "k": 1})
+        assert found.status_code == 200, found.text
+        arms.append(found.json()["arm"])
+    assert arms[0] == arms[1] == arms[2]
+    assert service.end() == 0
+    logged = [json.loads(line)["user"] for file in exposures.glob("*.ndjson") for line in file.read_text().splitlines()]
+    assert logged == ["7", "7", "7", "true", str(2**63), str(2**64 - 1)]
 
 
 def test_an_arm_is_replaced(folder: Path, other: Path, tmp_path: Path, start: Callable[..., Running]) -> None:

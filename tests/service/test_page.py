@@ -73,7 +73,7 @@ def test_known_queries_are_completed(asking: Client) -> None:
 def two_arms(folder: Path, other: Path) -> Iterator[Client]:
     engines = {"old": Engine(Bundle.open(folder), "old"), "new": Engine(Bundle.open(other), "new")}
     assignment = Assignment(name="test", arms={"old": 0.5, "new": 0.5})
-    served = Served(Serving(engines=engines, assignment=assignment), metrics=Metrics(), state=None, keeps_items=False)
+    served = Served(Serving(engines=engines, assignment=assignment), metrics=Metrics())
     yield Client(Service(served))
     served.close()
 
@@ -93,7 +93,7 @@ def test_an_arm_that_can_not_answer_says_why(folder: Path, tmp_path: Path) -> No
     """An item that one arm has and the other does not; what none can answer is refused."""
     engines = {"old": Engine(Bundle.open(folder), "old"), "new": Engine(Bundle.open(folder), "new")}
     engines["old"].delete(["i3"])
-    served = Served(Serving(engines=engines), metrics=Metrics(), state=None, keeps_items=False)
+    served = Served(Serving(engines=engines), metrics=Metrics())
     client = Client(Service(served))
     old, new = client.post("/compare", {"item": "i3"}).json["answers"]
     assert old["error"].startswith("item: 'i3' is not known")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -18,10 +21,12 @@ import pytest
 
 from tests.bundle import shop
 from tests.service.running import Client, Running, served_by
-from tests.service.test_changes import NEW, everything, put
+from tests.service.test_changes import NEW, NEW_ENCODED, everything, put
 from twotower import cli
 from twotower.bundle import Bundle
-from twotower.service.serving import WATCH_S
+from twotower.service.engine import Engine, NewItem
+from twotower.service.metrics import Metrics
+from twotower.service.serving import WATCH_S, Served, Serving
 from twotower.training import export
 
 
@@ -109,8 +114,8 @@ def test_what_went_is_not_taken_from_a_bundle_that_never_had_it(fewer: Path, fol
 
 def test_the_other_workers_serve_it_too(folder: Path, other: Path, tmp_path: Path) -> None:
     with (
-        served_by(folder, state=tmp_path, follow=True) as one,
-        served_by(folder, state=tmp_path, follow=True) as two,
+        served_by(folder, orders=tmp_path, state=tmp_path, follow=True) as one,
+        served_by(folder, orders=tmp_path, state=tmp_path, follow=True) as two,
     ):
         assert one.post("/reload", {"path": str(other)}).status == 200
         fingerprint = Bundle.open(other).fingerprint
@@ -121,6 +126,69 @@ def test_the_other_workers_serve_it_too(folder: Path, other: Path, tmp_path: Pat
         put(two, "new")
         one.served.catch_up()
         assert everything(one) == everything(two)
+
+
+def test_two_orders_at_once_are_both_obeyed(folder: Path, other: Path, tmp_path: Path) -> None:
+    """By two workers, each for another arm."""
+    fingerprint = Bundle.open(other).fingerprint
+    workers = [
+        Served(
+            Serving(engines={arm: Engine(Bundle.open(folder), arm) for arm in ("x", "y")}),
+            metrics=Metrics(),
+            orders=tmp_path,
+            log=lambda event, **facts: None,
+        )
+        for _ in range(2)
+    ]
+    for arm, worker in zip(("x", "y"), workers, strict=True):
+        worker.reload(other, arm)  # neither has heard of the other's order yet
+    for worker in workers:
+        worker.start()
+    deadline = time.monotonic() + 20
+    while any(one.bundle.fingerprint != fingerprint for worker in workers for one in worker.now.engines.values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for worker in workers:
+        worker.close()
+
+
+def replaced_by(folder: Path, other: Path) -> None:
+    """Another bundle in place of one."""
+    folder.rename(folder.with_name("before"))
+    shutil.copytree(other, folder)
+    shutil.rmtree(folder.with_name("before"))
+
+
+def test_an_opened_bundle_makes_vectors_of_items_with_its_own_tower(folder: Path, other: Path, tmp_path: Path) -> None:
+    place = tmp_path / "bundle"
+    shutil.copytree(folder, place)
+    engine, item = Engine(Bundle.open(place)), NewItem(item="new", columns=NEW)
+    replaced_by(place, other)
+    assert not engine.bundle.is_there()
+    (vector,), _ = engine.encode_items([item])
+    (want,) = Bundle.open(folder).encode_items([NEW_ENCODED])
+    np.testing.assert_array_equal(vector, want)
+
+
+def test_a_worker_that_is_started_anew_mixes_no_bundles(
+    folder: Path, other: Path, tmp_path: Path, start: Callable[..., Running]
+) -> None:
+    """Its parent's bundle has gone: it serves what lies there now, whole."""
+    place = tmp_path / "bundle"
+    shutil.copytree(folder, place)
+    service = start(str(place), "--workers", "2")
+    replaced_by(place, other)
+    for worker in service.workers():
+        os.kill(worker, signal.SIGKILL)
+    new = Bundle.open(other)
+    want = [(one.item, pytest.approx(one.score, rel=1e-5)) for one in new.recommend({"user": "u1"}, k=5)]
+    deadline, found = time.monotonic() + 30, {}
+    while found.get("bundle") != new.fingerprint:
+        assert time.monotonic() < deadline, service.log.read_text()
+        with contextlib.suppress(httpx.TransportError):
+            found = httpx.post(f"{service.url}/recommend", json={"query": {"user": "u1"}, "k": 5}, timeout=2).json()
+    assert [(one["item"], one["score"]) for one in found["items"]] == want
+    assert service.end() == 0
 
 
 def damaged(folder: Path, name: str) -> None:
@@ -226,8 +294,8 @@ def test_an_older_version_that_was_ordered_stays_until_a_newer_one_appears(
     versions = tmp_path / "versions"
     shutil.copytree(folder, versions / "1")
     shutil.copytree(other, versions / "2")
-    at_work = {"state": tmp_path / "state", "watch": versions, "follow": True}
-    (tmp_path / "state").mkdir()
+    at_work = {"orders": tmp_path / "orders", "watch": versions, "follow": True}
+    (tmp_path / "orders").mkdir()
 
     def wait_for(client: Client, fingerprint: str) -> None:
         deadline = time.monotonic() + 20
@@ -352,4 +420,4 @@ def test_the_log_is_json(folder: Path, tmp_path: Path, start: Callable[..., Runn
     assert service.end() == 0
     assert [line["event"] for line in service.lines()] == ["listening", "ended"]
     lines = [json.loads(line) for line in (tmp_path / "access").read_text().splitlines()]
-    assert [(line["path"], line["status"]) for line in lines] == [("/recommend", 200)] * 3
+    assert [(line["path"], line["status"]) for line in lines if line["path"] != "/ready"] == [("/recommend", 200)] * 3

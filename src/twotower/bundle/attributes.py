@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -68,12 +69,21 @@ def read_attributes(
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"items: a column has another type in one file than in another: {error}") from error
     if show is None:
-        table = table.select([field.name for field in table.schema if _is_plain(field.type)])
+        table = table.select([field.name for field in table.schema if is_plain(field.type)])
     taken = table.take(pa.array(place, mask=place < 0))
-    return pa.table({name: one_array(taken[name]) for name in taken.column_names})
+    return pa.table({name: _column(one_array(taken[name])) for name in taken.column_names})
 
 
-def _is_plain(kind: pa.DataType) -> bool:
+def _column(values: pa.Array) -> pa.Array:
+    """A number that is not one is a missing value; halves, which Arrow does not compare, get whole."""
+    if not pa.types.is_floating(values.type):
+        return values
+    values = values.cast(pa.float32()) if pa.types.is_float16(values.type) else values
+    return pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+
+
+def is_plain(kind: pa.DataType) -> bool:
+    """Whether it is a type of values that can be compared."""
     return not (is_list(kind) or pa.types.is_nested(kind) or pa.types.is_binary(kind))
 
 
@@ -96,6 +106,7 @@ def rows_where(attributes: pa.Table, where: Where) -> NDArray[np.bool_]:
     allowed = np.ones(len(attributes), bool)
     for column, wanted in where.items():
         check_attribute(column, attributes.column_names, "where")
+        check_comparable(attributes, column, "where")
         values = attributes[column]
         if isinstance(wanted, Mapping):
             allowed &= _within(values, column, wanted)
@@ -113,6 +124,13 @@ def check_attribute(name: str, there: Sequence[str], where: str) -> None:
             f"{where}: there is no attribute {name!r}, but {listed(there)}{did_you_mean(name, there)}; which there are "
             "is chosen at the export (--show)"
         )
+
+
+def check_comparable(attributes: pa.Table, name: str, where: str) -> None:
+    """Raises DataError for an attribute that holds no one value a row, which can be shown, but not compared."""
+    kind = attributes.schema.field(name).type
+    if not is_plain(kind):
+        raise DataError(f"{where}: {name!r} is {kind}, expected an attribute of one text, number or date an item")
 
 
 def where_of(attributes: pa.Table, texts: Sequence[str]) -> Where:
@@ -173,6 +191,8 @@ def _within(values: pa.ChunkedArray, column: str, ends: Mapping[object, object])
 def _of_type(value: object, kind: pa.DataType, column: str) -> pa.Scalar:
     """A value as the attribute holds its own; numbers need not be of the same kind, and nothing becomes text."""
     try:
+        if pa.types.is_decimal(kind) and isinstance(value, int) and not isinstance(value, bool):
+            value = Decimal(value)  # Arrow takes a whole number for one of 19 digits
         scalar = pa.scalar(value)
         if scalar.is_valid and (pa.types.is_temporal(kind) or _is_text(kind) == pa.types.is_string(scalar.type)):
             return scalar.cast(kind)

@@ -113,6 +113,13 @@ class Bundle:
         """Eight hexadecimal digits that tell bundles of other content apart."""
         return BUNDLE.fingerprint(self.manifest)
 
+    def is_there(self) -> bool:
+        """Whether its folder still holds it, not another one or none."""
+        try:
+            return BUNDLE.fingerprint(BUNDLE.read(self.folder)) == self.fingerprint
+        except ArtifactError:
+            return False
+
     def warm(self) -> None:
         """Read and make what the first answers need, a second for a million items: look-ups of ids, the towers."""
         for vocabulary in (self.items, self.queries, *self.encoders.vocabularies.values()):

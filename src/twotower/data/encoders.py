@@ -42,7 +42,7 @@ from .arrow import (
 from .columns import Column, Columns, RaggedArray, taken
 from .statistics import Moments, Sample, quantile_edges
 from .text import TextFit, TextTable, hashed_bags, open_subwords, subword_bags, text_columns
-from .vocabulary import HashedVocabulary, HashedVocabularyFit, Vocabulary, VocabularyFit, text_form
+from .vocabulary import HashedVocabulary, HashedVocabularyFit, Vocabulary, VocabularyFit, text_form, text_of
 
 if TYPE_CHECKING:
     from ..records import Features
@@ -443,19 +443,12 @@ def _array_of(values: list[object], column: str, feature: Feature) -> pa.Array:
     """Live values as an Arrow array. Ids may mix numbers and text."""
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
         if isinstance(feature, (Id, Categorical, Seed)):
-            return pa.concat_arrays([_text_of(value, column) for value in values])
+            return pa.array([text_of(value, column) for value in values], pa.large_string())
         raise DataError(
             f"column {column!r}: {error}; expected values of one type for {type(feature).__name__}"
         ) from error
-
-
-def _text_of(value: object, column: str) -> pa.LargeStringArray:
-    try:
-        return text_form(pa.array([value]), column)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
-        raise DataError(f"column {column!r}: found {value!r}, expected text, a number or a truth value") from error
 
 
 # ---------------------------------------------------------------- fitting

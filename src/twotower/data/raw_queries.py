@@ -158,7 +158,7 @@ class RawQueries:
             raise DataError(f"query: history is {type(history).__name__}, expected a list of item ids")
         try:
             row = self.items.rows(pa.array(history), HISTORY)
-        except (DataError, pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
+        except (DataError, pa.ArrowException, OverflowError, UnicodeEncodeError):
             row = np.array([self.items.row(item, HISTORY) for item in history], np.int64)  # ids may mix types
         return row[row >= 0]
 

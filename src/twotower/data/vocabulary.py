@@ -69,6 +69,21 @@ def text_form(array: pa.Array | pa.ChunkedArray, column: str) -> pa.LargeStringA
     )
 
 
+def text_of(value: object, column: str) -> str | None:
+    """``text_form`` of one value; whole numbers of any size.
+
+    Raises:
+        DataError: the value has no text form.
+    """
+    try:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        text: str | None = text_form(pa.array([value]), column)[0].as_py()
+        return text
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+        raise DataError(f"column {column!r}: found {value!r}, expected text, a number or a truth value") from error
+
+
 def one_array(array: pa.Array | pa.ChunkedArray) -> pa.Array:
     """The same values in one piece, without dictionary encoding."""
     if isinstance(array, pa.ChunkedArray):
@@ -250,10 +265,7 @@ class Vocabulary:
         Raises:
             DataError: the value has no text form.
         """
-        try:
-            return int(self.rows(pa.array([value]), column)[0])
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
-            raise DataError(f"column {column!r}: found {value!r}, expected text, a number or a truth value") from error
+        return int(self.rows(pa.array([text_of(value, column)], pa.large_string()), column)[0])
 
     def row_of_text(self, text: str) -> int:
         """``rows`` of one text form, without an array: 5 us, where ``row`` takes 100."""

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..data.vocabulary import hash64, hash64_of, text_form
+from ..data.vocabulary import hash64, hash64_of, text_form, text_of
 from ..errors import ConfigError
 
 _POINTS = 2.0**53
@@ -84,7 +84,7 @@ class Assignment:
 
     def arm_of(self, unit_id: object) -> str | None:
         """The arm of a unit; None where it has no id or does not take part. Some 10 us."""
-        text = _text_of(unit_id)
+        text = unit_id if unit_id is None or isinstance(unit_id, str) else text_of(unit_id, "unit id")
         if not text or (self.enrolled < 1 and _point(hash64_of(text, self._enrol_seed)) >= self.enrolled):
             return None
         return self._names[bisect_right(self._ends, _point(hash64_of(text, self._seed)))]
@@ -96,13 +96,6 @@ class Assignment:
         missing = np.asarray(pa.compute.equal(text, "").fill_null(True).to_numpy(zero_copy_only=False), bool)
         out = missing | (_points(hash64(text, self._enrol_seed)) >= self.enrolled)
         return np.where(out, -1, arm)
-
-
-def _text_of(unit_id: object) -> str | None:
-    if unit_id is None or isinstance(unit_id, str):
-        return unit_id
-    text: str | None = text_form(pa.array([unit_id]), "unit id")[0].as_py()
-    return text
 
 
 def _point(hashed: int) -> float:

@@ -67,7 +67,8 @@ def read_exposures(source: str | Path, experiment: str | None = None) -> Exposur
         for table in _tables(file, tally):
             names |= set(pc.unique(table["experiment"]).to_pylist())
             wanted = table if experiment is None else table.filter(pc.equal(table["experiment"], experiment))
-            parts.append(wanted)
+            if len(wanted) or not parts:  # of a file of another experiment, columns tell nothing of this one
+                parts = [*(part for part in parts if len(part)), wanted]
     known = sorted(names)
     if experiment is None and len(known) != 1:
         found = listed(known, most=5)

@@ -154,5 +154,5 @@ def _check_factors(k_factor: float, filter_factor: float) -> None:
 
 
 def _check_least(name: str, value: float | None, least: int) -> None:
-    if value is not None and not value >= least:
+    if value is not None and not least <= value < math.inf:
         raise ConfigError(f"{name} is {value}, expected at least {least}")

@@ -22,7 +22,7 @@ class AccessLog:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise ConfigError(f"--access-log {path}: can't be written ({error.strerror})") from error
         self._waiting: deque[tuple[float, str, int, float]] = deque()
@@ -53,8 +53,11 @@ class AccessLog:
                 moment, path, status, seconds = self._waiting.popleft()
                 line = {"time": round(moment, 3), "path": path, "status": status, "ms": round(1000 * seconds, 3)}
                 lines.append(json.dumps(line) + "\n")
-            if self._lost:
-                lost, self._lost = self._lost, 0
+            n, lost = len(lines), self._lost
+            if lost:
                 lines.append(json.dumps({"time": round(time.time(), 3), "lost": lost}) + "\n")
-            self._file.write("".join(lines))
-            self._file.flush()
+            try:
+                self._file.write("".join(lines).encode())
+                self._lost -= lost
+            except OSError:  # such as a full disk: there may be room again
+                self._lost += n

@@ -22,7 +22,7 @@ from ..errors import ArtifactError, ConfigError, DataError, TwoTowerError
 from ..experiment import Exposure, ExposureLog
 from .access_log import AccessLog
 from .asking import Limits, TooMuch, Wish, columns_of, many_of, wish_of
-from .catalogue import NotKnown
+from .catalogue import NotKnown, text_of
 from .engine import Answer, Engine
 from .pages import pages
 from .serving import Served, log_line
@@ -220,7 +220,10 @@ class Service:
             headers = [_JSON, (b"content-length", b"%d" % len(body))]
             await noting({"type": "http.response.start", "status": refused.status, "headers": headers})
             await noting({"type": "http.response.body", "body": body})
-        self.metrics.add_request("other", status, perf_counter() - started)
+        seconds = perf_counter() - started
+        self.metrics.add_request("other", status, seconds)
+        if self._access_log is not None:
+            self._access_log.put(scope["path"], status, seconds)
 
     # ------------------------------------------------------------ answers
 
@@ -282,7 +285,7 @@ class Service:
                 request=wish.request or secrets.token_hex(8),
                 experiment=assignment.name,
                 arm=arm,
-                user=None if user is None else str(user),
+                user=text_of(user, "query"),
                 items=engine.catalogue.texts(answer.row_k.tolist()),
                 scores=answer.score_k.tolist(),
                 ranks=list(range(1, answer.returned + 1)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..bundle import Bundle, Where
-from ..bundle.attributes import check_attribute, rows_where
-from ..data.vocabulary import text_form
+from ..bundle.attributes import check_attribute, check_comparable, rows_where
+from ..data import vocabulary
 from ..errors import DataError
 from .single_query import plain_text
 
@@ -130,7 +131,7 @@ class Catalogue:
         mask = np.zeros(n_rows, bool)
         mask[: self.n_base] = rows_where(table, where)
         if self.given:
-            rows = [row for row in self.given if row < n_rows]
+            rows = [row for row in list(self.given) if row < n_rows]
             each = {name: [self.given[row].get(name) for row in rows] for name in table.column_names}
             changed = pa.table({name: pa.array(each[name], table[name].type) for name in table.column_names})
             mask[rows] = rows_where(changed, where)
@@ -149,6 +150,7 @@ class Catalogue:
         if attribute not in self._codes:
             table = self._bundle.attributes
             assert table is not None
+            check_comparable(table, attribute, "at_most")
             encoded = table[attribute].combine_chunks().dictionary_encode()
             encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
             code = np.asarray(encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), np.int32)
@@ -189,7 +191,9 @@ class Catalogue:
                 continue
             assert table is not None
             try:
-                found[name] = pa.array([value]).cast(table[name].type)[0].as_py()
+                kind = table[name].type
+                exact = Decimal(value) if pa.types.is_decimal(kind) and type(value) is int else value
+                found[name] = pa.array([exact]).cast(kind)[0].as_py()
             except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
                 raise DataError(f"item {at}: {name!r} is {value!r}, expected {table[name].type}") from error
         return found
@@ -233,9 +237,8 @@ def text_of(item: object, where: str) -> str | None:
     if text is not None or item is None:
         return text
     try:
-        found: str | None = text_form(pa.array([item]), where)[0].as_py()
-        return found
-    except (pa.ArrowException, OverflowError, DataError) as error:
+        return vocabulary.text_of(item, where)
+    except DataError as error:
         raise DataError(f"{where}: found {item!r}, expected an item's id: text or a number") from error
 
 

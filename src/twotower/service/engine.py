@@ -75,6 +75,7 @@ class Engine:
         self.catalogue = Catalogue(bundle)
         self.index = bundle.index.look(bundle.index.settings)  # of its own: its changes are not the bundle's
         self.single = SingleQuery(bundle)
+        bundle.item_tower  # noqa: B018 # opened now: later its folder may hold another bundle
         self._seen_offset, self._seen_value = np.asarray(bundle.seen_rows.offset), np.asarray(bundle.seen_rows.value)
         self._count()
         end = f'}},"bundle":"{bundle.fingerprint}"'.encode()
@@ -258,6 +259,11 @@ class Engine:
         """
         schema, encoders = self.bundle.schema, self.bundle.encoders
         key = schema.item_key or schema.interactions.item
+        for at, one in enumerate(items):
+            if text_of(one.columns.get(key, one.item), f"item {at}") != one.item:
+                raise DataError(
+                    f"item {at}: {key!r} is {one.columns[key]!r}, but its id is {one.item!r}: leave one out"
+                )
         only_shown = set(self.catalogue.attribute_names) - set(encoders.columns("item"))
         rows = [
             {key: one.item, **{c: v for c, v in one.columns.items() if c not in only_shown and v is not None}}

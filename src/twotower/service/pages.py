@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -106,8 +107,17 @@ class _Page(StaticFiles):
 
 
 def title_of(engine: Engine) -> str | None:
-    """The attribute that is an item's title, if any."""
-    return next((name for name in _TITLES if name in engine.catalogue.attribute_names), None)
+    """The attribute that is an item's title, if any: one of text."""
+    table = engine.bundle.attributes
+    if table is None:
+        return None
+    names = (name for name in _TITLES if name in table.column_names)
+    return next((name for name in names if _holds_text(table.schema.field(name).type)), None)
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _about(served: Served, limits: Limits) -> dict[str, Any]:
@@ -159,20 +169,24 @@ def _examples(engine: Engine) -> list[dict[str, str]]:
 
 
 def _found(engine: Engine, text: str, k: int) -> list[dict[str, Any]]:
-    """Up to k items, those that begin with the text first."""
-    catalogue, title = engine.catalogue, title_of(engine)
+    """Up to k items whose title or id holds the text, those that begin with it first."""
+    catalogue, title, wanted = engine.catalogue, title_of(engine), text.lower()
     table = engine.bundle.attributes
-    column = engine.bundle.items.ids() if title is None or table is None else one_array(table[title])
-    rows: list[int] = pc.indices_nonzero(pc.match_substring(column, text, ignore_case=True)).to_pylist()
-    rows = [row for row in rows if row not in catalogue.gone and row not in catalogue.given]
-    begin, wanted = [], text.lower()
-    for row, given in list(catalogue.given.items()):
-        value = given.get(title) if title is not None else catalogue.texts([row])[0]
-        if row not in catalogue.gone and isinstance(value, str) and wanted in value.lower():
-            rows.append(row)
-    values = {row: column[row].as_py() for row in rows[:1000] if row < len(column)}
-    begin = [row for row in rows[:1000] if str(values.get(row, "")).lower().startswith(wanted)]
-    best = list(dict.fromkeys([*begin, *rows]))[:k]
+    columns = [engine.bundle.items.ids()]
+    if title is not None and table is not None:
+        columns.insert(0, one_array(table[title]))
+
+    def words(row: int) -> list[str]:
+        """Title and id as they are now."""
+        told = [catalogue.given[row].get(title or "")] if row in catalogue.given else []
+        told = told or [column[row].as_py() for column in columns[:-1]]
+        return [one.lower() for one in (*told, *catalogue.texts([row])) if isinstance(one, str)]
+
+    hits = (pc.indices_nonzero(pc.match_substring(column, text, ignore_case=True)).to_pylist() for column in columns)
+    of_base = [row for rows in hits for row in rows if row not in catalogue.gone and row not in catalogue.given]
+    changed = [row for row in list(catalogue.given) if row not in catalogue.gone and wanted in "\0".join(words(row))]
+    rows = [*dict.fromkeys(of_base[:_LOOKED_THROUGH]), *changed]
+    best = sorted(rows, key=lambda row: not any(one.startswith(wanted) for one in words(row)))[:k]
     shown = catalogue.shown(best, [title]) if title is not None else [{} for _ in best]
     return [
         {"item": item, "title": attributes.get(title) if title is not None else None}

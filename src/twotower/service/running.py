@@ -33,13 +33,18 @@ from .engine import Engine
 from .journal import Journal
 from .metrics import Metrics
 from .protocol import quick_protocol
-from .serving import ORDERS, Served, Serving, compact, log_line, newest, prepared, shared_between_workers
+from .serving import Served, Serving, compact, log_line, newest, prepared, shared_between_workers
 from .tokens import Tokens
 
 GRACE_S = 30
 """How long requests under way may take when the service ends."""
 _BACKLOG = 2048
 _RESTART_S = 1.0
+_FAILED = 1
+"""Status of a worker that ended by an error of its own."""
+_MOST_FAILURES = 5
+"""Of workers, one after the other, each within ``_EARLY_S``: then none will do better."""
+_EARLY_S = 60.0
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 _PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of Linux."""
@@ -112,16 +117,19 @@ def serve(settings: Settings) -> None:
         ArtifactError: a bundle is missing or damaged, or the state folder can't be used.
         ConfigError: settings that do not fit one another, an address that is taken, or a library is not installed.
     """
+    _check_logs(settings)
     tokens = Tokens.read(settings.token_file, settings.host)
     bundles = {name: prepared(Bundle.open(newest(folder), verify=True)) for name, folder in _folders(settings).items()}
     listening = _listen(settings.host, settings.port)
-    agreed = settings.state or Path(tempfile.mkdtemp(prefix="twotower-"))
-    try:
-        agreed.mkdir(parents=True, exist_ok=True)
-        (agreed / ORDERS).unlink(missing_ok=True)
-    except OSError as error:
-        listening.close()
-        raise ArtifactError(f"--state {agreed}: can't be used ({error.strerror}): choose another folder") from error
+    if settings.state is not None:
+        try:
+            settings.state.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            listening.close()
+            raise ArtifactError(
+                f"--state {settings.state}: can't be used ({error.strerror}): choose another folder"
+            ) from error
+    agreed = Path(tempfile.mkdtemp(prefix="twotower-"))
     metrics = Metrics(settings.workers)
     job = _Job(settings, tokens, bundles, listening, agreed, metrics)
     host, port = listening.getsockname()[:2]
@@ -134,15 +142,16 @@ def serve(settings: Settings) -> None:
     )
     try:
         if settings.state is not None:
-            job.compact()
+            journal = Journal(settings.state)  # once, before there are workers
+            compact(journal)
+            journal.close()
         if settings.workers == 1:
             job.work(0)
         else:
             _Workers(job).run()
     finally:
         listening.close()
-        if settings.state is None:
-            shutil.rmtree(agreed, ignore_errors=True)
+        shutil.rmtree(agreed, ignore_errors=True)
     log_line("ended")
 
 
@@ -150,6 +159,22 @@ def _folders(settings: Settings) -> dict[str, Path]:
     if settings.bundle is not None:
         return {"": settings.bundle}
     return {arm.name: arm.bundle for arm in settings.arms}
+
+
+def _assignment(settings: Settings) -> Assignment | None:
+    """Who is in which arm; None without an experiment. Raises ConfigError for shares that make no whole."""
+    if not settings.arms:
+        return None
+    return Assignment(name=settings.experiment, arms={arm.name: arm.share for arm in settings.arms})
+
+
+def _check_logs(settings: Settings) -> None:
+    """Make them once: what only workers found out, each of them would."""
+    _assignment(settings)
+    if settings.exposures is not None:
+        ExposureLog(settings.exposures).close()
+    if settings.access_log is not None:
+        AccessLog(settings.access_log).close()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -173,30 +198,32 @@ class _Job:
     bundles: dict[str, Bundle]
     listening: socket.socket
     agreed: Path
+    """Folder where workers agree on what they serve."""
     metrics: Metrics
 
     def served(self) -> Served:
-        settings = self.settings
-        assignment = None
-        if settings.arms:
-            shares = {arm.name: arm.share for arm in settings.arms}
-            assignment = Assignment(name=settings.experiment, arms=shares)
-        engines = {name: Engine(shared_between_workers(bundle), name or None) for name, bundle in self.bundles.items()}
+        settings, assignment = self.settings, _assignment(self.settings)
+        engines = {name: self._engine(name, bundle) for name, bundle in self.bundles.items()}
         for engine in engines.values():
             engine.warm()
         return Served(
             Serving(engines=engines, assignment=assignment),
             metrics=self.metrics,
-            state=self.agreed,
-            keeps_items=settings.state is not None,
+            orders=self.agreed,
+            state=settings.state,
             watch=_versions(settings) if settings.watch else None,
         )
 
-    def compact(self) -> None:
-        """Once, before there are workers: an outdated journal is written anew."""
-        journal = Journal(self.agreed)
-        compact(journal)
-        journal.close()
+    def _engine(self, name: str, bundle: Bundle) -> Engine:
+        """With the parent's bundle, or where its folder holds another by now, or is gone, with the newest there is: a
+        worker that is started anew opens towers by their paths, and those of one bundle do not go with the rest of
+        another."""
+        with contextlib.suppress(ArtifactError):
+            engine = Engine(shared_between_workers(bundle), name or None)
+            if bundle.is_there():
+                return engine
+        log_line("bundle replaced", path=bundle.folder, was=bundle.fingerprint)
+        return Engine(prepared(Bundle.open(newest(_folders(self.settings)[name]), verify=True)), name or None)
 
     def work(self, number: int) -> None:
         """Answer requests until a signal comes."""
@@ -256,6 +283,9 @@ class _Workers:
         self._job = job
         self._number_of: dict[int, int] = {}
         self._ending = False
+        self._failures = 0
+        """Of workers, in a row, early and by errors of their own, not by signals."""
+        self._forked_at: dict[int, float] = {}
 
     def run(self) -> None:
         before = {name: signal.signal(name, self._end) for name in _ENDING}
@@ -267,20 +297,34 @@ class _Workers:
                 number = self._number_of.pop(process, -1)
                 if number >= 0 and not self._ending:
                     log_line("worker died", worker=number, process=process, status=os.waitstatus_to_exitcode(status))
-                    time.sleep(_RESTART_S)
-                    self._fork(number)
+                    self._start_anew(number, failed=os.waitstatus_to_exitcode(status) == _FAILED)
+            if self._failures > _MOST_FAILURES:
+                raise ConfigError(
+                    f"workers failed {self._failures} times in a row: the lines above tell why (worker failed)"
+                )
         finally:
             for name, handler in before.items():
                 signal.signal(name, handler)
 
+    def _start_anew(self, number: int, *, failed: bool) -> None:
+        """But where workers do nothing but fail, end."""
+        early = time.monotonic() - self._forked_at[number] < _EARLY_S
+        self._failures = self._failures + 1 if failed and early else 0
+        if self._failures > _MOST_FAILURES:
+            self._end(signal.SIGTERM, None)
+            return
+        time.sleep(_RESTART_S)
+        self._fork(number)
+
     def _fork(self, number: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # until the parent knows of the child, and it of itself
+        self._forked_at[number] = time.monotonic()
         process = 0 if self._ending else os.fork()
         if process or self._ending:
             self._number_of |= {process: number} if process else {}
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
             return
-        status = 1
+        status = _FAILED
         try:
             _end_with_parent()
             for name in _ENDING:

@@ -31,7 +31,7 @@ WATCH_S = 1.0
 _AT_ONCE = 512
 """Items encoded at a time."""
 ORDERS = "serve.json"
-"""What all workers are to serve, in the state folder."""
+"""What all workers are to serve, in the folder of orders."""
 _COMPACT_BYTES = 1 << 20
 
 Columns = Mapping[str, object] | None
@@ -102,28 +102,29 @@ class Served:
         serving: Serving,
         *,
         metrics: Metrics,
-        state: Path | None,
-        keeps_items: bool,
+        orders: Path | None = None,
+        state: Path | None = None,
         watch: Path | None = None,
         log: Log = log_line,
     ) -> None:
-        """``state`` is where workers agree with one another; ``keeps_items`` says that items may be changed there."""
+        """``orders`` is a folder where the workers of a service agree on bundles; changes of items are kept in
+        ``state``, for other services too, and refused without it."""
         self.now = serving
-        self.metrics, self._state, self._watch, self._log = metrics, state, watch, log
+        self.metrics, self._orders, self._watch, self._log = metrics, orders, watch, log
         self._changing = threading.RLock()
-        self._loading = threading.Lock()
+        self._loading, self._reloading = threading.Lock(), threading.Lock()
         self._changed: dict[str, Columns] = {}
         self._since: dict[str, Columns] | None = None
         self._order = 0
         self._last_version = _version(serving.first.bundle.folder)
         self._ended = threading.Event()
-        self._journal = Journal(state) if state is not None and keeps_items else None
+        self._journal = None if state is None else Journal(state)
         self.catch_up()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to follow other workers and the folder of versions."""
-        if self._state is not None or self._watch is not None:
+        if self._orders is not None or self._journal is not None or self._watch is not None:
             self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
             self._thread.start()
 
@@ -227,21 +228,23 @@ class Served:
         if arm not in self.now.engines:
             known = ", ".join(filter(None, self.now.engines)) or "none: leave it out"
             raise ConfigError(f"reload: found the arm {arm!r}, expected {known}")
-        fingerprint = self._swap(folder, arm)
-        if self._state is not None:
-            self._give_order(self._state, folder, arm, fingerprint)
+        with self._reloading:  # orders are given in the order of swaps
+            fingerprint = self._swap(folder, arm)
+            if self._orders is not None:
+                self._give_order(self._orders, folder, arm, fingerprint)
         return fingerprint
 
-    def _give_order(self, state: Path, folder: Path, arm: str, fingerprint: str) -> None:
+    def _give_order(self, at: Path, folder: Path, arm: str, fingerprint: str) -> None:
         """Let the other workers serve it too; of two orders at once all take up the later one."""
-        with open(state / f"{ORDERS}.lock", "wb") as lock:
+        with open(at / f"{ORDERS}.lock", "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            orders = self._orders()
-            order = 1 + int(orders.get("order", 0))
+            orders = self._given_orders()
+            before = int(orders.get("order", 0))
             bundles = {**orders.get("bundles", {}), arm: [str(folder.resolve()), fingerprint]}
-            told = {"order": order, "bundles": bundles, "last_version": self._last_version}
-            _write_whole(state / ORDERS, orjson.dumps(told))
-            self._order = order
+            told = {"order": before + 1, "bundles": bundles, "last_version": self._last_version}
+            _write_whole(at / ORDERS, orjson.dumps(told))
+            if self._order == before:  # else what others ordered meanwhile is still to be obeyed
+                self._order = before + 1
 
     def _swap(self, folder: Path, arm: str) -> str:
         with self._loading:
@@ -265,10 +268,10 @@ class Served:
         self._log("bundle served", path=folder, bundle=engine.bundle.fingerprint, arm=arm, items=engine.n_items)
         return engine.bundle.fingerprint
 
-    def _orders(self) -> dict[str, Any]:
-        assert self._state is not None
+    def _given_orders(self) -> dict[str, Any]:
+        assert self._orders is not None
         try:
-            found = orjson.loads((self._state / ORDERS).read_bytes())
+            found = orjson.loads((self._orders / ORDERS).read_bytes())
             return found if isinstance(found, dict) else {}
         except (OSError, ValueError):
             return {}
@@ -281,7 +284,7 @@ class Served:
             try:
                 if self._journal is not None and self._journal.has_news():
                     self.catch_up()
-                if self._state is not None:
+                if self._orders is not None:
                     self._obey()
                 if self._watch is not None and time.monotonic() - looked >= WATCH_S:
                     looked = time.monotonic()
@@ -291,19 +294,24 @@ class Served:
                 self._ended.wait(WATCH_S)
 
     def _obey(self) -> None:
-        """Serve what another worker was told to."""
-        assert self._state is not None
-        orders = self._orders()
-        order = int(orders.get("order", 0))
+        """Serve what another worker was told to. What fails is logged, and tried again."""
+        orders = self._given_orders()
+        order, failed = int(orders.get("order", 0)), False
         if order <= self._order:
             return
-        self._order = order
         name, written = orders["last_version"]
         self._last_version = max(self._last_version, (name, written))
         for arm, (folder, fingerprint) in orders["bundles"].items():
             engine = self.now.engines.get(arm)
             if engine is not None and engine.bundle.fingerprint != fingerprint:
-                self._swap(Path(folder), arm)
+                try:
+                    self._swap(Path(folder), arm)
+                except TwoTowerError:
+                    failed = True
+        if failed:
+            self._ended.wait(WATCH_S)
+        else:
+            self._order = max(self._order, order)
 
     def _look_for_versions(self, watch: Path) -> None:
         """Serve a version that appeared since the last look, once: one that was refused is not tried again until it is
