@@ -15,6 +15,8 @@ from ..records import Block, Encoded
 from ..scoring import Prepared, Scores, positive_scores
 from .row_loss import RowLoss
 
+_LEAST_ODDS = 1e-6
+"""Of a pair that it is none, less 1, for a temperature of any use."""
 _START = 0.7
 """Gap between positive and mean cosines assumed before it is measured."""
 
@@ -80,14 +82,9 @@ class AdapTau(RowLoss):
         if not len(trained):
             raise ConfigError("loss: AdapTau counts the pairs of each query, but queries have no id: name one")
         kept = trained[trained >= trained.quantile(self.least)]
+        self.pairs = f"{float(kept.sum()):,.0f} of {len(kept):,} queries and {facts.n_live:,} items"
         odds = len(kept) * facts.n_live / (2 * float(kept.sum()))
-        if odds <= 1:
-            raise ConfigError(
-                f"loss: AdapTau finds no temperature where half of all pairs or more are positives, found "
-                f"{float(kept.sum()):,.0f} of {len(kept):,} queries and {facts.n_live:,} items: use SampledSoftmax and "
-                "tune its temperature"
-            )
-        self.log_odds = math.log(odds)
+        self.log_odds = math.log(max(odds, 1 + _LEAST_ODDS))
         self.steps_per_epoch = facts.steps_per_epoch
         self.register_buffer("inverse_temperature", torch.tensor(self.log_odds / _START))
         self.register_buffer("kept", torch.tensor(math.nan))
@@ -96,6 +93,14 @@ class AdapTau(RowLoss):
         self.register_buffer("query_sum", torch.zeros(facts.width + 1, dtype=torch.float64))
         self.register_buffer("item_sum", torch.zeros(facts.width + 1, dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def check(self) -> None:
+        """Temperatures grow beyond all bounds as half of all pairs become positives."""
+        if self.log_odds <= math.log(1 + _LEAST_ODDS):
+            raise ConfigError(
+                "loss: AdapTau finds no temperature where half of all pairs or more are positives, found "
+                f"{self.pairs}: use SampledSoftmax and tune its temperature"
+            )
 
     def keep(self, first: Self) -> None:
         """Its t_0."""

@@ -26,6 +26,9 @@ class Loss(Part):
         """Loss of the batch (weighted sum over the total weight) and notes of each positive."""
         raise TypeError(f"{type(self).__name__} defines no forward")
 
+    def check(self) -> None:
+        """Raise ConfigError where it can't learn from what ``setup`` was told of; asked when a training begins."""
+
     def constrain(self) -> None:
         """Bring learned settings back into their range; called after every step."""
 

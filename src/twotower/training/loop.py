@@ -447,6 +447,7 @@ class Loop:
         self.batches = batches_of(run, store, events, shown, known=known, seed=training.seed)
         torch.manual_seed(training.seed)
         self.model = Model(run, store, self.batches.facts()).to(training.device)
+        self.model.loss.compared().check()
         self.stepper = Stepper(self.model, training)
         check_metric_of(training, weighted=questions is None or questions.truth.weight is not None)
         self.scheduled_steps = max(round(training.epochs * self.batches.steps_per_epoch), 1)
