@@ -336,6 +336,12 @@ def test_symmetric_needs_to_know_the_queries() -> None:
         loss(encoded)
 
 
+@pytest.mark.parametrize("inner", [GBCE, NCE])
+def test_what_is_made_for_drawn_items_has_no_other_way_round(inner: type[RowLoss]) -> None:
+    with pytest.raises(ConfigError, match=f"Symmetric: found {inner.__name__}, whose formula has the number of items"):
+        Symmetric(of=inner())
+
+
 @pytest.mark.parametrize("inner", [AdvInfoNCE, AdapTau])
 def test_symmetric_refuses_what_is_kept_for_each_query(inner: type[RowLoss]) -> None:
     """Other way round it would be looked up by the rows of items."""

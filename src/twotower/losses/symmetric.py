@@ -13,6 +13,7 @@ from ..frequency import log_of_at_least_one
 from ..part import Facts
 from ..records import Batch, Block, Encoded, LiveAt, Lives, Ragged, find, running_sum
 from ..scoring import DEFAULT_TILE
+from .binary import GBCE, NCE
 from .row_loss import Loss, RowLoss
 from .softmax import SampledSoftmax
 
@@ -24,8 +25,9 @@ class Symmetric(Loss):
     are excluded, and those that ask while it is not live. Where L is corrected, the other way is corrected with the
     counts of the queries: the probability that a query is in the batch, log(1 - (1 - q)^(B - 1)).
 
-    Raises ConfigError where weight is not between 0 and 1, where L excludes nothing, and where it keeps something for
-    each query (``AdvInfoNCE``, ``AdapTau`` with a finite beta), which items have not.
+    Raises ConfigError where weight is not between 0 and 1, where L excludes nothing, where it keeps something for each
+    query (``AdvInfoNCE``, ``AdapTau`` with a finite beta), which items have not, and for ``GBCE`` and ``NCE``, which
+    are made for items that are drawn.
 
     Source: Radford et al., CLIP, ICML 2021, figure 3 (both directions of the batch, weight 1/2); the correction is that
     of Yi et al., RecSys 2019, with the sides exchanged.
@@ -44,6 +46,12 @@ class Symmetric(Loss):
             raise ConfigError(
                 "loss.of.exclude of Symmetric: found 'none', but the other way round there is nothing like it: use "
                 "'known' or 'positives'"
+            )
+        if isinstance(self.of, GBCE | NCE):
+            raise ConfigError(
+                f"loss.of of Symmetric: found {type(self.of).__name__}, whose formula has the number of items or their "
+                "law in it, but the other way round queries of the batch are drawn: use another loss, such as "
+                "SampledSoftmax"
             )
         if self.of.knows_queries:
             raise ConfigError(
