@@ -400,6 +400,16 @@ def test_a_centre_takes_two_bytes_a_number() -> None:
     assert 2 * 128 <= (many - few) / 32 < 2 * 128 + 32, "and what Faiss writes of a list"
 
 
+@pytest.mark.parametrize("settings", [IVFSQ8(), IVFPQ()])
+def test_a_vector_that_would_end_the_process_is_refused(settings: IndexSettings) -> None:
+    vector_MD = clustered(np.random.default_rng(0), 1_000, 16)
+    vector_MD[5] *= np.float32(1e14)
+    assert Index.build(vector_MD, settings).search(vector_MD[:1], 3).row_Bk.shape == (1, 3)
+    vector_MD[5] *= np.float32(1e11)
+    with pytest.raises(DataError, match=r"vectors: number 5 of the live ones is 1e\+25 times as long as is usual"):
+        Index.build(vector_MD, settings)
+
+
 @pytest.mark.parametrize("settings", [IVFSQ8(nlist=64, nprobe=64, k_factor=1.0), IVFPQ(nlist=64, nprobe=64, m=16)])
 def test_how_long_vectors_are_is_nothing_to_lists(settings: IndexSettings) -> None:
     """By a power of two they change without rounding, so that the same rows are found. Every list is looked into:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArtifactError, ConfigError
+from ..errors import ArtifactError, ConfigError, DataError
 from .exact import Mask, Rows, Vectors
 from .kinds import HNSW, IVFPQ, IVFSQ8, LSH, POINTS_PER_LIST, Exact, IndexSettings, default_m, default_nlist
 
@@ -29,6 +29,8 @@ LEAST_ITEMS = 256
 """Fewer are not worth a structure, nor enough to learn the codes of one from."""
 _FETCHED = 20
 """From one item in so many on, to fetch by differing bits takes longer than to look at all."""
+_TOO_LONG = 1e15
+"""Times the usual length of a vector: its square, times numbers of vectors, has to stay finite."""
 _CHUNK = 65_536
 """Vectors added at a time: they may be a mapped file."""
 
@@ -252,10 +254,19 @@ def _longest_if_unequal(vector_nD: Vectors) -> float:
 
 
 def _usual_length(vector_nD: Vectors) -> float:
-    """Median of the lengths that are not zero, which a few long ones don't move; 1 where all are zeros."""
+    """Median of the lengths that are not zero, which a few long ones don't move; 1 where all are zeros.
+
+    Raises DataError where one is so much longer that Faiss, which squares them, would end the process.
+    """
     parts = (vector_nD[first : first + _CHUNK] for first in range(0, len(vector_nD), _CHUNK))
     length_n = np.concatenate([np.sqrt(np.einsum("cd,cd->c", part, part, dtype=np.float64)) for part in parts])
-    return float(np.median(length_n[length_n > 0])) if length_n.any() else 1.0
+    usual = float(np.median(length_n[length_n > 0])) if length_n.any() else 1.0
+    if length_n.max() > _TOO_LONG * usual:
+        raise DataError(
+            f"vectors: number {int(length_n.argmax())} of the live ones is {length_n.max() / usual:.0e} times as long as is usual, "
+            f"expected at most {_TOO_LONG:.0e}: leave the item out, or choose Exact"
+        )
+    return usual
 
 
 def _lengthened(vector_nD: Vectors, longest: float | None) -> Vectors:
