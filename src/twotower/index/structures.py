@@ -263,8 +263,8 @@ def _usual_length(vector_nD: Vectors) -> float:
     usual = float(np.median(length_n[length_n > 0])) if length_n.any() else 1.0
     if length_n.max() > _TOO_LONG * usual:
         raise DataError(
-            f"vectors: number {int(length_n.argmax())} of the live ones is {length_n.max() / usual:.0e} times as long as is usual, "
-            f"expected at most {_TOO_LONG:.0e}: leave the item out, or choose Exact"
+            f"vectors: number {int(length_n.argmax())} of the live ones is {length_n.max() / usual:.0e} times as long "
+            f"as is usual, expected at most {_TOO_LONG:.0e}: leave the item out, or choose Exact"
         )
     return usual
 
