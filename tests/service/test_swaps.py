@@ -24,6 +24,8 @@ from tests.service.running import Client, Running, served_by
 from tests.service.test_changes import NEW, NEW_ENCODED, everything, put
 from twotower import cli
 from twotower.bundle import Bundle
+from twotower.errors import ConfigError
+from twotower.service import running
 from twotower.service.engine import Engine, NewItem
 from twotower.service.metrics import Metrics
 from twotower.service.serving import WATCH_S, Served, Serving
@@ -150,6 +152,35 @@ def test_two_orders_at_once_are_both_obeyed(folder: Path, other: Path, tmp_path:
         time.sleep(0.05)
     for worker in workers:
         worker.close()
+
+
+def test_services_share_changes_of_items_but_no_orders(folder: Path, other: Path, tmp_path: Path) -> None:
+    with (
+        served_by(folder, orders=tmp_path / "a", state=tmp_path / "state", follow=True) as one,
+        served_by(folder, orders=tmp_path / "b", state=tmp_path / "state", follow=True) as two,
+    ):
+        for place in ("a", "b"):
+            (tmp_path / place).mkdir()
+        assert one.post("/reload", {"path": str(other)}).status == 200
+        put(one, "new")
+        deadline = time.monotonic() + 10
+        while "new" not in everything(two):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert two.served.now.first.bundle.fingerprint == Bundle.open(folder).fingerprint
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_where_workers_only_fail_the_service_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Job:
+        settings = running.Settings(bundle=Path("b"), workers=2)
+
+        def work(self, number: int) -> None:
+            raise ValueError(f"worker {number} can't work")
+
+    monkeypatch.setattr(running, "_RESTART_S", 0.0)
+    with pytest.raises(ConfigError, match="workers failed 6 times in a row"):
+        running._Workers(Job()).run()  # type: ignore[arg-type]
 
 
 def replaced_by(folder: Path, other: Path) -> None:

@@ -117,7 +117,7 @@ def serve(settings: Settings) -> None:
         ArtifactError: a bundle is missing or damaged, or the state folder can't be used.
         ConfigError: settings that do not fit one another, an address that is taken, or a library is not installed.
     """
-    _check_logs(settings)
+    _check(settings)
     tokens = Tokens.read(settings.token_file, settings.host)
     bundles = {name: prepared(Bundle.open(newest(folder), verify=True)) for name, folder in _folders(settings).items()}
     listening = _listen(settings.host, settings.port)
@@ -168,8 +168,8 @@ def _assignment(settings: Settings) -> Assignment | None:
     return Assignment(name=settings.experiment, arms={arm.name: arm.share for arm in settings.arms})
 
 
-def _check_logs(settings: Settings) -> None:
-    """Make them once: what only workers found out, each of them would."""
+def _check(settings: Settings) -> None:
+    """Make once what workers make: what only they found out, each of them would, again and again."""
     _assignment(settings)
     if settings.exposures is not None:
         ExposureLog(settings.exposures).close()
