@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -154,7 +155,9 @@ def test_any_order_of_changes_is_what_a_dict_says(kind: IndexSettings, data: st.
         assert index.n == len(items)
         assert index.holds(np.arange(n + 60)).tolist() == [row in items for row in range(n + 60)]
         for place in range(2):
-            expect(found, place, naive(query_BD[place], items, 8, without=set(excluded[place].tolist())))
+            wanted = naive(query_BD[place], items, 8, without=set(excluded[place].tolist()))
+            expect(found, place, wanted)
+            expect(index.search(query_BD[place : place + 1], 8, excluded=[excluded[place]]), 0, wanted)
 
 
 @pytest.mark.parametrize("kind", USUAL, ids=kind_of)
@@ -319,6 +322,52 @@ def test_an_index_knows_whose_it_is(tmp_path: Path) -> None:
         assert not one.is_of(vector_MD[:399], live_M[:399])
     opened.upsert([1], vector_MD[:1])
     assert not opened.is_of(vector_MD, live_M)
+
+
+@pytest.mark.parametrize(
+    "kind", [IVFSQ8(nlist=8, nprobe=8, k_factor=1.5), HNSW(ef_search=600, k_factor=1.5)], ids=kind_of
+)
+def test_a_single_query_counts_what_it_came_up_with(kind: IndexSettings) -> None:
+    """1.5 times 10 and as many as are excluded, of which those that it came up with are left out."""
+    vector_MD, query_1D = some_vectors(), clustered(np.random.default_rng(3), 1, WIDTH)
+    index = Index.build(vector_MD, kind)
+    best = np.array([row for row, _ in naive(query_1D[0], dict(enumerate(vector_MD)), 12)])
+    excluded = np.union1d(best[[0, 3]], [2_998, 2_999])
+    one = index.search_one(query_1D, 10, excluded)
+    assert one is not None
+    assert (one.row_k.tolist(), one.found, one.left) == (np.delete(best, [0, 3]).tolist(), 19, 17)
+    assert one.score_k.tolist() == pytest.approx((vector_MD[one.row_k] @ query_1D[0]).tolist())
+    index.upsert([2_998, 4_000], np.concatenate([9 * query_1D, 8 * query_1D]))
+    changed = index.search_one(query_1D, 10, excluded)
+    assert changed is not None
+    assert changed.row_k.tolist() == [4_000, *one.row_k[:9].tolist()]
+    assert index.search_one(query_1D, 3_000, excluded) is None  # there are no more than 2,997: left to the long way
+    assert (index.search(query_1D, 3_000, excluded=[excluded]).row_Bk >= 0).sum() == 2_997
+
+
+@pytest.mark.parametrize("kind", EXHAUSTIVE, ids=kind_of)
+def test_a_query_that_is_not_finite_is_refused_and_a_long_one_is_not(kind: IndexSettings) -> None:
+    index = built(kind)
+    for number in (np.nan, np.inf, -np.inf):
+        query_1D = np.ones((1, WIDTH), np.float32)
+        query_1D[0, 3] = number
+        for excluded in (None, [np.array([1, 2])]):
+            with pytest.raises(DataError, match="vector 0 is not finite"):
+                index.search(query_1D, 5, excluded=excluded)
+    query_1D = np.ones((1, WIDTH), np.float32)
+    assert index.search(1e20 * query_1D, 5).row_Bk.tolist() == index.search(query_1D, 5).row_Bk.tolist()
+
+
+def test_searches_of_one_query_side_by_side() -> None:
+    """Threads share a structure, but not what it writes its findings into."""
+    index, query_BD = built(IVFSQ8(nlist=8, nprobe=8, k_factor=4.0)), clustered(np.random.default_rng(4), 64, WIDTH)
+    wanted = [index.search(query[None], 1 + n).row_Bk.tolist() for n, query in enumerate(query_BD)]
+
+    def ask(_: int) -> bool:
+        return all(index.search(query[None], 1 + n).row_Bk.tolist() == wanted[n] for n, query in enumerate(query_BD))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(ask, range(40)))
 
 
 def test_settings_of_the_search_change_without_building() -> None:

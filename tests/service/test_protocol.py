@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import struct
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvicorn
 
 from tests.service.running import Running, served_by
-from twotower.service.protocol import MOST
+from twotower.service.protocol import MOST, Asked, quick_protocol
 
 BODY = b'{"query":{"user":"u1"},"k":3}'
 
@@ -107,13 +112,81 @@ def test_callers_that_go_away_keep_nobody_from_an_answer(connect: Callable[[], C
     assert {one.answer()[0] for one in many[1::2]} == {200}
 
 
+@dataclass
+class Counting:
+    """A server whose connections may rest for .5 s, and which counts its answers when it may."""
+
+    port: int = 0
+    may: threading.Event = field(default_factory=threading.Event)
+    answered: int = 0
+
+    def answers(self, requests: Sequence[Asked]) -> Iterator[list[tuple[int, bytes]]]:
+        yield [(200, body) for _, body in requests]
+        self.may.wait(5)
+        self.answered += len(requests)
+
+
+@pytest.fixture
+def counting() -> Iterator[Counting]:
+    async def long_way(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(1.0)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    counting, listening = Counting(), socket.create_server(("127.0.0.1", 0))
+    counting.port = listening.getsockname()[1]
+    config = uvicorn.Config(
+        long_way, http=quick_protocol(counting.answers, 1_000), loop="uvloop", lifespan="off", log_config=None
+    )
+    config.timeout_keep_alive = 0.5  # type: ignore[assignment] # any time that a loop can wait
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield counting
+    counting.may.set()
+    server.should_exit = True
+    thread.join()
+    listening.close()
+
+
+def test_callers_wait_for_nothing_but_their_answer(counting: Counting) -> None:
+    one = Connection(f"http://127.0.0.1:{counting.port}")
+    one.socket.sendall(request(BODY))
+    assert one.answer()[2] == BODY
+    assert counting.answered == 0  # the server waits
+    counting.may.set()
+    one.socket.sendall(request(BODY) * 3)
+    assert [one.answer()[2] for _ in range(3)] == [BODY] * 3
+    one.close()
+    deadline = time.monotonic() + 5
+    while counting.answered < 4 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert counting.answered == 4
+
+
+def test_a_connection_may_rest_for_so_long_and_is_not_cut_off_while_it_is_answered(
+    counting: Counting,
+) -> None:
+    counting.may.set()
+    one = Connection(f"http://127.0.0.1:{counting.port}")
+    one.socket.sendall(request(BODY) + request(b"", path="/other"))  # the second takes longer than a connection rests
+    assert one.answer()[2] == BODY
+    assert one.answer()[0] == 200
+    one.socket.sendall(request(BODY))
+    assert one.answer()[2] == BODY
+    answered = time.monotonic()
+    assert one.file.read() == b""  # the other side ends it
+    assert 0.5 < time.monotonic() - answered < 3
+    one.close()
+
+
 def test_together_is_one_by_one(folder: Path) -> None:
     """Bit by bit, whoever else asks in the same turn."""
     with served_by(folder) as client:
         bodies = [b'{"query":{"user":"u%d"},"k":%d}' % (n % 7, n) for n in range(12)]
         bodies += [b"{", b'{"query":{"nothing":1}}', b'{"query":{"user":"u2"},"k":5,"exclude":["i1"]}']
-        alone = [client.service.quickly([([], body)])[0] for body in bodies]
-        assert client.service.quickly([([], body) for body in bodies]) == alone
+        alone = [next(client.service.quickly([([], body)]))[0] for body in bodies]
+        assert next(client.service.quickly([([], body) for body in bodies])) == alone
         assert [status for status, _ in alone] == [422, *[200] * 11, 400, 422, 200]
         assert [client.post("/recommend", body).body for body in bodies] == [body for _, body in alone]
 

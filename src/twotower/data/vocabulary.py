@@ -138,7 +138,7 @@ def hash64(text: pa.LargeStringArray, seed: int = 0) -> NDArray[np.uint64]:
 def hash64_of(text: str, seed: int = 0) -> int:
     """``hash64`` of one text: the same number in 4 us, where an array of one takes 300."""
     data = text.encode()
-    total = len(data) * _PLAIN_STEP + _mix64_of(seed)
+    total = len(data) * _PLAIN_STEP + (_mix64_of(seed) if seed else 0)  # which keeps 0 as it is
     for start in range(0, len(data), 8):
         word = int.from_bytes(data[start : start + 8], "little")
         total += _mix64_of(word ^ ((start // 8 + 1) * _PLAIN_STEP & _MAX_WORD))

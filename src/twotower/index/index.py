@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,6 +28,7 @@ _NUMBERS = 2**22
 """Numbers of proposed vectors that are multiplied at a time."""
 _LOOKED_AT = 65_536
 """Vectors that are checked, or held against others, at a time."""
+_NONE = np.empty(0, np.int64)
 _ROUNDING = 1e-6
 """How far numbers of the same vectors, made by another number of threads, may be apart, as a share of the greatest
 or of 1."""
@@ -45,6 +46,17 @@ class Found:
     def first(self, n: int | None) -> Found:
         """Of the first n queries; of all, if None."""
         return Found(row_Bk=self.row_Bk[:n], score_Bk=self.score_Bk[:n])
+
+
+class Best(NamedTuple):
+    """What a search found for one query."""
+
+    row_k: Rows
+    score_k: NDArray[np.float32]
+    found: int
+    """Items that it came up with."""
+    left: int
+    """Of these, without those excluded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,10 +306,10 @@ class Index:
             DataError: queries of another width or not finite, a mask that is none, not one array a query.
         """
         content = self._content
-        if allowed is None and excluded is None and not exact and k >= 1:
-            found = self._search_one(content, query_BD, k)
-            if found is not None:
-                return found
+        if allowed is None and not exact and (excluded is None or len(excluded) == 1):
+            one = self.search_one(query_BD, k, _NONE if excluded is None else np.unique(excluded[0]))
+            if one is not None:
+                return Found(row_Bk=one.row_k[None], score_Bk=one.score_k[None])
         query_BD = self._check_queries(query_BD)
         if k < 1:
             raise DataError(f"k is {k}, expected at least 1")
@@ -318,41 +330,44 @@ class Index:
             key_Bk = best_of(np.concatenate([key_Bk, delta_Bk], axis=1), k)
         return Found(row_Bk=rows_of(key_Bk), score_Bk=scores_of(key_Bk))
 
-    def _search_one(self, content: Content, query_BD: ArrayLike, k: int) -> Found | None:
-        """The plain case of a service, one query that may have everything, in a third of the time around Faiss; None
-        where it is another, something is wrong with it, or the structure came up with too few."""
-        structure, settings = content.structure, self._settings
+    def search_one(self, query_1D: ArrayLike, k: int, excluded: Rows) -> Best | None:
+        """The plain case of a service, one query [1, D] that may have all but a few items (rising rows), in a third of
+        the time around Faiss; None where it is another, something is wrong with it, or too few were found.
+        """
+        content, settings = self._content, self._settings
+        structure = content.structure
         if structure is None or isinstance(settings, (Exact, LSH)) or content.n_live < _MOSTLY * structure.n:
             return None
         if (
-            not isinstance(query_BD, np.ndarray)
-            or query_BD.shape != (1, content.vector_MD.shape[1])
-            or query_BD.dtype != np.float32
+            k < 1
+            or not isinstance(query_1D, np.ndarray)
+            or query_1D.shape != (1, content.vector_MD.shape[1])
+            or query_1D.dtype != np.float32
         ):
             return None
-        if not math.isfinite(query_BD[0] @ query_BD[0]):
-            return None
-        n, goal = min(k, content.n_live), math.ceil(settings.k_factor * k)
+        goal = math.ceil(settings.k_factor * k) + len(excluded)
         spare = 0 if content.n_live == structure.n else goal // 4 + 16
-        row_n = structure.propose_to_one(query_BD, goal + spare, settings, threads=self.threads)
+        row_n = structure.propose_to_one(query_1D, goal + spare, settings, threads=self.threads)
         row_n = row_n[row_n >= 0] if row_n[-1] < 0 else row_n
         row_n = row_n if content.structure_row_n is None else content.structure_row_n[row_n]
         row_n = row_n[content.live_M[row_n]] if spare else row_n
-        if len(row_n) < n:
-            return None
         row_n.sort()  # of equal scores the lower row comes first
-        score_n = content.vector_MD.take(row_n, axis=0) @ query_BD[0]
+        found = len(row_n)
+        if len(excluded):
+            row_n = row_n[excluded.take(excluded.searchsorted(row_n), mode="clip") != row_n]
+        score_n = content.vector_MD.take(row_n, axis=0) @ query_1D[0]
         if len(content.delta_row_d):
-            key_k = nearest(query_BD, content.delta_vector_dD, k, row_n=content.delta_row_d)[0]
+            key_k = nearest(query_1D, content.delta_vector_dD, k, row_n=content.delta_row_d, excluded=[excluded])[0]
             key_k = key_k[key_k != NOTHING]
             row_n = np.concatenate([row_n, rows_of(key_k)])
             score_n = np.concatenate([score_n, scores_of(key_k)])
             by_row = np.argsort(row_n, kind="stable")
             row_n, score_n = row_n[by_row], score_n[by_row]
-        order_k = np.argsort(-score_n, kind="stable")[:k]
-        if len(order_k) < k:
+            found += len(key_k)
+        order_k = (-score_n).argsort(kind="stable")[:k]
+        if len(order_k) < k or not math.isfinite(score_n[order_k[0]]):  # as all are of a query that is not finite
             return None
-        return Found(row_Bk=row_n[order_k][None], score_Bk=score_n[order_k][None])
+        return Best(row_k=row_n[order_k], score_k=score_n[order_k], found=found, left=len(row_n))
 
     def _search_base(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ class Structure:
     """Length of the longest vector where vectors got a number that makes them equally long, else 0."""
     n: int = field(init=False)
     """Positions it knows."""
+    _own: threading.local = field(init=False, default_factory=threading.local)
+    """A thread's ``_Asking``."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", int(self.faiss_index.ntotal))
@@ -74,15 +77,14 @@ class Structure:
 
     def propose_to_one(self, query_1D: Vectors, n: int, settings: IVFSQ8 | IVFPQ | HNSW, *, threads: int) -> Rows:
         """[n] what ``propose`` has for one query and all positions, without what it does for others."""
-        faiss, n = _faiss(), min(n, self.n)
-        if isinstance(settings, HNSW) or self.longest or faiss.omp_get_max_threads() != threads:
-            found: Rows = self.propose(query_1D, n, settings, allowed_n=None, threads=threads)[0]
-            return found
-        query_1D = np.ascontiguousarray(query_1D)
-        score_n, position_n = np.empty(n, np.float32), np.empty(n, np.int64)
-        parameters, pointer = _parameters_of_lists(min(settings.nprobe, self.faiss_index.nlist)), faiss.swig_ptr
-        self.faiss_index.search_c(1, pointer(query_1D), n, pointer(score_n), pointer(position_n), parameters)
-        return position_n
+        n = min(n, self.n)
+        asking: _Asking | None = getattr(self._own, "asking", None)
+        if asking is None or asking.settings is not settings or asking.most < n or asking.threads != threads:
+            if isinstance(settings, HNSW) or self.longest or _faiss().omp_get_max_threads() != threads:
+                found: Rows = self.propose(query_1D, n, settings, allowed_n=None, threads=threads)[0]
+                return found
+            asking = self._own.asking = _Asking(self.faiss_index, settings, 2 * n, threads)
+        return asking(query_1D, n)
 
     def _propose_by_bits(self, query_BD: Vectors, n: int, allowed_n: Mask | None) -> Rows:
         """Faiss takes no selector here: more are fetched, and those that are not allowed are dropped."""
@@ -126,6 +128,25 @@ class Structure:
             return Structure(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0), longest)
         except RuntimeError as error:
             raise ArtifactError(f"{path}: Faiss can't read it ({_said(error)}): build the index again") from error
+
+
+class _Asking:
+    """How a thread asks lists for one query at a time. What Faiss is given for that is made once: to make it takes as
+    long as a part of the search."""
+
+    def __init__(self, index: Any, settings: IVFSQ8 | IVFPQ, most: int, threads: int) -> None:
+        self.settings, self.most, self.threads = settings, most, threads
+        self._query_1D = np.empty((1, index.d), np.float32)
+        self._score_n, self._position_n = np.empty(most, np.float32), np.empty(most, np.int64)
+        self._pointers = [_faiss().swig_ptr(a) for a in (self._query_1D, self._score_n, self._position_n)]
+        self._index, self._parameters = index, _parameters_of_lists(min(settings.nprobe, index.nlist))
+
+    def __call__(self, query_1D: Vectors, n: int) -> Rows:
+        """[n] positions, as ``Structure.propose`` has them."""
+        self._query_1D[:] = query_1D
+        query, score, position = self._pointers
+        self._index.search_c(1, query, n, score, position, self._parameters)
+        return self._position_n[:n].copy()
 
 
 def _said(error: RuntimeError) -> str:

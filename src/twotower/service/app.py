@@ -10,7 +10,7 @@ import asyncio
 import secrets
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Generator, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -33,8 +33,9 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 T = TypeVar("T")
-Stages = Generator[None, None, T]
-"""A request on its way, which stops between the stages of its answer."""
+Stages = Generator[T | None, None, None]
+"""A request on its way, which stops between the stages of its answer, when this is made, and ends when it is
+counted."""
 
 _JSON = (b"content-type", b"application/json")
 _GUARDED = ("/metrics", "/about", "/items/search", "/queries/search")
@@ -109,38 +110,42 @@ class Service:
 
     # ------------------------------------------------------------ HTTP
 
-    def quickly(self, requests: Sequence[tuple[Headers, bytes]]) -> list[tuple[int, bytes]]:
-        """Statuses and bodies of whole requests to /recommend: what the protocol asks without ASGI.
+    def quickly(self, requests: Sequence[tuple[Headers, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+        """Statuses and bodies of whole requests to /recommend: what the protocol asks without ASGI. Their counting is
+        what is left to do then, once they are on their way.
 
         Each stage is gone through by all of them before the next one, which gives the same answers in less time: the
         code and the tables of a stage stay in the processor's caches.
         """
         started, route = perf_counter(), self._routes["/recommend"]
+        each = [self._stages(route, *request) for request in requests]
         answers = [(0, b"")] * len(requests)
-        going = [(at, self._stages(route, *request)) for at, request in enumerate(requests)]
+        going = list(enumerate(each))
         while going:
             before, going = going, []
             for at, stages in before:
-                try:
-                    next(stages)
+                made = next(stages)
+                if made is None:
                     going.append((at, stages))
-                except StopIteration as end:
-                    answers[at] = end.value
-        for status, _ in answers:
-            self._note(route, "/recommend", status, started)
-        return answers
+                else:
+                    answers[at] = made
+        seconds = perf_counter() - started
+        yield answers
+        for stages, (status, _) in zip(each, answers, strict=True):
+            next(stages, None)
+            self._note(route, "/recommend", status, seconds)
 
     def _stages(self, route: _Route, headers: Headers, body: bytes) -> Stages[tuple[int, bytes]]:
         refused = self._refused(route, headers)
         if refused is not None:
-            return refused
+            yield refused
+            return
         try:
-            return 200, (yield from self._recommending(self._asked(body)))
+            yield from self._recommending(self._asked(body))
         except Exception as error:
-            return _told_of(error, route)
+            yield _told_of(error, route)
 
-    def _note(self, route: _Route, path: str, status: int, started: float) -> None:
-        seconds = perf_counter() - started
+    def _note(self, route: _Route, path: str, status: int, seconds: float) -> None:
         self.metrics.add_request(route.name, status, seconds)
         if self._access_log is not None:
             self._access_log.put(path, status, seconds)
@@ -166,7 +171,7 @@ class Service:
         headers.append((b"content-length", b"%d" % len(answered)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": answered})
-        self._note(route, scope["path"], status, started)
+        self._note(route, scope["path"], status, perf_counter() - started)
 
     def _refused(self, route: _Route, headers: Headers) -> tuple[int, bytes] | None:
         if not self.tokens.there_are_some and not route.changes:
@@ -228,28 +233,24 @@ class Service:
     # ------------------------------------------------------------ answers
 
     def _recommend(self, asked: Mapping[str, Any]) -> bytes:
-        stages = self._recommending(asked)
-        while True:
-            try:
-                next(stages)
-            except StopIteration as end:
-                body: bytes = end.value
-                return body
+        *_, (_, body) = filter(None, self._recommending(asked))
+        return body
 
-    def _recommending(self, asked: Mapping[str, Any]) -> Stages[bytes]:
+    def _recommending(self, asked: Mapping[str, Any]) -> Stages[tuple[int, bytes]]:
         wish, query = wish_of(asked, self.limits, "query"), columns_of(asked, "query")
         engine, arm = self._engine_of(query)
         encoded = engine.encode(query, wish)
-        yield
+        yield None
         answer = engine.find(encoded, wish)
-        yield
+        yield None
         started = perf_counter()
         body = engine.answer_bytes(answer, wish, in_experiment=arm is not None)
-        self.metrics.add_stages(*answer.seconds, perf_counter() - started)
+        json_s = perf_counter() - started
+        yield 200, body
+        self.metrics.add_stages(*answer.seconds, json_s)
         self.metrics.add_counts(answer.found, answer.filtered, answer.returned)
         if arm is not None:
             self._expose(engine, arm, query, wish, answer)
-        return body
 
     def _recommend_batch(self, asked: Mapping[str, Any]) -> bytes:
         wish, queries = wish_of(asked, self.limits, "queries"), many_of(asked, "queries", self.limits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 import orjson
@@ -26,8 +27,7 @@ Mask = NDArray[np.bool_]
 Rows = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(NamedTuple):
     """Items for one query, best first, and how many were left at each stage."""
 
     row_k: Rows
@@ -45,8 +45,7 @@ class Answer:
         return len(self.row_k)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
+class Encoded(NamedTuple):
     """A query as a search takes it."""
 
     query_D: NDArray[np.float32]
@@ -177,6 +176,10 @@ class Engine:
         """So many more are looked for that k are left."""
         if len(excluded) > _LEAVE_OUT:
             allowed, excluded = self._without(allowed, excluded), _NOTHING
+        elif allowed is None:
+            best = self.index.search_one(query_D[None], k, excluded)
+            if best is not None:
+                return best
         row_n, score_n = self._search(query_D, k + len(excluded), allowed)
         found = len(row_n)
         if len(excluded) and found:

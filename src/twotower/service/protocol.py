@@ -7,7 +7,7 @@ items. Here everything else still goes that way: other routes, other versions of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http import HTTPStatus
 from typing import cast
 
@@ -18,8 +18,8 @@ MOST = 16
 """Requests that are answered together at most: others wait for them."""
 Asked = tuple[Sequence[tuple[bytes, bytes]], bytes]
 """Headers and body of a request."""
-Answers = Callable[[Sequence[Asked]], Sequence[tuple[int, bytes]]]
-"""Status and body of each of some requests."""
+Answers = Callable[[Sequence[Asked]], Iterator[Sequence[tuple[int, bytes]]]]
+"""Status and body of each of some requests, all at once, and then what is left to do when they are on their way."""
 
 _STATUS = {status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
 
@@ -42,9 +42,21 @@ class Turn:
     def end(self) -> None:
         """Answer them, in order."""
         waiting, self._waiting = self._waiting, []
-        answers = self._answers([asked for _, _, asked in waiting]) if waiting else ()
-        for (protocol, stays, _), (status, body) in zip(waiting, answers, strict=True):
+        if not waiting:
+            return
+        answering = self._answers([asked for _, _, asked in waiting])
+        for (protocol, stays, _), (status, body) in zip(waiting, next(answering), strict=True):
             protocol.write(stays, status, body)
+        protocols = dict.fromkeys(protocol for protocol, _, _ in waiting)
+        waiting[0][0].loop.call_soon(_afterwards, protocols, answering)  # the loop sends before what was written
+
+
+def _afterwards(protocols: Iterable[QuickProtocol], answering: Iterator[object]) -> None:
+    """What need not keep callers waiting."""
+    for _ in answering:
+        pass
+    for protocol in protocols:
+        protocol.rest()
 
 
 class QuickProtocol(HttpToolsProtocol):
@@ -58,6 +70,10 @@ class QuickProtocol(HttpToolsProtocol):
     """Of a request that is answered here, as far as it came; None of one that is not."""
     _ends = False
 
+    def on_message_begin(self) -> None:
+        """httptools has come upon a request."""
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+
     def on_headers_complete(self) -> None:
         """httptools has read the headers."""
         if self._is_quick():
@@ -65,10 +81,13 @@ class QuickProtocol(HttpToolsProtocol):
             return
         if self._waits:  # answers leave in the order of their requests
             self.turn.end()
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()  # only now: the scope that it makes is not needed above
+        self.headers += headers
+        self.url, self.expect_100_continue = url, expects
         super().on_headers_complete()
 
     def _is_quick(self) -> bool:
-        running = cast("RequestResponseCycle | None", self.cycle)
         return (
             self.url == QUICK
             and self.parser.get_method() == b"POST"
@@ -76,8 +95,13 @@ class QuickProtocol(HttpToolsProtocol):
             and not self.expect_100_continue
             and not self.parser.should_upgrade()
             and not self.flow.write_paused
-            and (running is None or running.response_complete)
+            and not self._is_running()
         )
+
+    def _is_running(self) -> bool:
+        """Whether a request is on the long way."""
+        running = cast("RequestResponseCycle | None", self.cycle)
+        return running is not None and not running.response_complete
 
     def on_body(self, body: bytes) -> None:
         """httptools has read a part of the body."""
@@ -107,6 +131,10 @@ class QuickProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if not stays:
             self.transport.close()
+
+    def rest(self) -> None:
+        """Wait for the next request, unless it is here, but not for ever."""
+        if self._waits or self._body is not None or self._is_running() or self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
