@@ -355,7 +355,7 @@ class Index:
         found = len(row_n)
         if len(excluded):
             row_n = row_n[excluded.take(excluded.searchsorted(row_n), mode="clip") != row_n]
-        score_n = content.vector_MD.take(row_n, axis=0) @ query_1D[0]
+        score_n = content.vector_MD.take(row_n, axis=0).dot(query_1D[0])
         if len(content.delta_row_d):
             key_k = nearest(query_1D, content.delta_vector_dD, k, row_n=content.delta_row_d, excluded=[excluded])[0]
             key_k = key_k[key_k != NOTHING]
