@@ -190,11 +190,19 @@ def test_gbce_uncalibrated_is_binary_cross_entropy() -> None:
 
 def test_losses_that_count_the_catalogue_count_its_live_items() -> None:
     made = facts(n_items=19, n_queries=7, live_M=torch.arange(19) < 10)
-    loss, adaptive = GBCE(), AdapTau(least=0.0)
+    loss, adaptive = GBCE(), AdapTau()
     loss.setup(made)
     assert loss.n_live == 10
     adaptive.setup(replace(made, query_count_Q=torch.full((7,), 2)))
     assert adaptive.inverse_temperature.item() == pytest.approx(math.log(7 * 10 / (2 * 14)) / 0.7)
+
+
+@pytest.mark.parametrize(("least", "n_queries", "n_pairs"), [(0.0, 5, 11), (0.5, 3, 9), (0.9, 1, 4)])
+def test_adaptau_counts_queries_with_so_many_pairs(least: float, n_queries: int, n_pairs: int) -> None:
+    """Of queries with 0, 1, 1, 2, 3, 4 pairs those from the quantile on; none that has no pair."""
+    made, loss = facts(n_items=19, n_queries=6), AdapTau(least=least)
+    loss.setup(replace(made, query_count_Q=torch.tensor([0, 1, 1, 2, 3, 4])))
+    assert loss.log_odds == pytest.approx(math.log(n_queries * 19 / (2 * n_pairs)))
 
 
 # ---------------------------------------------------------------- squared, WARP
@@ -461,7 +469,7 @@ def of_perturbed(**settings: Any) -> Perturbed:
 def test_adaptau_measures_the_gap_over_an_epoch() -> None:
     """1 / t_0 = log(U M / 2D) / (mean positive cosine - <mean query, mean item>), over the two steps of an epoch."""
     made = facts(n_items=19, n_queries=7, width=4, steps_per_epoch=2)
-    loss = AdapTau(warm_up=1.0, least=0.0)
+    loss = AdapTau(warm_up=1.0)
     loss.setup(replace(made, query_count_Q=torch.full((7,), 2)))
     odds = math.log(7 * 19 / (2 * 14))
     assert loss.inverse_temperature.item() == pytest.approx(odds / 0.7)
@@ -542,7 +550,7 @@ def test_adaptau_measures_candidates_of_each_query(shared: bool) -> None:
 
 
 def test_adaptau_needs_more_others_than_positives() -> None:
-    loss = AdapTau(least=0.0)
+    loss = AdapTau()
     for n_items in (5, 4):
         loss.setup(replace(facts(n_items=n_items, n_queries=7, width=4), query_count_Q=torch.full((7,), 2)))
         if n_items == 5:

@@ -138,7 +138,7 @@ def test_the_gradient_is_that_of_the_direct_step(chunk: int) -> None:
         CCL(margin=0.1),
         AdaptiveMargin(learn_alpha=True),
         AdaptiveTemperature(learn_temperature=True),
-        AdapTau(least=0.0),
+        AdapTau(),
         Symmetric(of=SampledSoftmax(temperature=0.2)),
         HierarchicalSoftmax(),
     ],

@@ -27,14 +27,16 @@ class AdapTau(RowLoss):
         1 / t_0 = log(|U| |I| / (2 |D|)) / (mean cosine of positives - mean cosine of all pairs)
         t_u = t_0 e^{W(max((L_u - L) / beta, -1/e))}
 
-    |U| queries, |I| live items, |D| training pairs (queries with few pairs, below the quantile ``least``, left out); W
-    is Lambert's function; L_u the loss of the query's positives at temperature 1 when it was last met, L its mean over
-    queries. A query that is fitted badly gets a higher temperature: softer. One that was not met yet has t_0. The gap
-    of cosines is taken as .7 until ``warm_up`` epochs are over, then measured anew over every epoch, so that training
-    has to be longer than that. A refit has the
-    t_0 that the first fit ended with, from its own warm-up on: the formula holds the density of the pairs, and with
-    validation joined to training it would find another than was validated. Nothing of this is needed to serve:
-    temperatures do not change a query's order of items.
+    |U| queries, |I| live items, |D| training pairs; W is Lambert's function; L_u the loss of the query's positives at
+    temperature 1 when it was last met, L its mean over queries. A query that is fitted badly gets a higher temperature:
+    softer. One that was not met yet has t_0. The gap of cosines is taken as .7 until ``warm_up`` epochs are over, then
+    measured anew over every epoch, so that training has to be longer than that. A refit has the t_0 that the first fit
+    ended with, from its own warm-up on: the formula holds the density of the pairs, and with validation joined to
+    training it would find another than was validated. Nothing of this is needed to serve: temperatures do not change a
+    query's order of items.
+
+    The authors' code counts in |U| and |D| no queries below the quantile .2 of their numbers of pairs (``least``). The
+    rest is denser than the data, which in dense data makes t_0 too high (docs/choose-loss.md); here all are counted.
 
     ``beta = inf`` keeps the global temperature alone, which saves a reduction over the candidates. ``temperature`` has
     no say: it is found. Scores are cosines.
@@ -47,7 +49,8 @@ class AdapTau(RowLoss):
     beta: float = 1.0
     warm_up: float = 3.0
     """Epochs before the gap is measured."""
-    least: float = 0.2
+    least: float = 0.0
+    """Quantile of the queries' numbers of pairs below which they are not counted in the density."""
 
     inverse_temperature: Tensor = field(init=False)
     """1 / t_0"""
