@@ -213,7 +213,8 @@ def test_what_is_wrong_is_told(connect: Callable[[], Connection]) -> None:
     for body, want in ((b"{", 400), (b"{}", 422), (b" " * 10_000 + BODY, 413), (BODY, 200)):
         one.socket.sendall(request(body))
         assert one.answer()[0] == want
-    one.socket.sendall(b"nonsense\r\n\r\n")
+    one.socket.sendall(request(BODY) + b"nonsense\r\n\r\n")
+    assert one.answer()[0] == 200
     assert one.file.readline().split()[1] == b"400"
 
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import ConfigError, DataError
 from . import structures
 from .exact import LAST_ROW, NOTHING, Keys, Mask, Rows, Vectors, best_of, keys_of, nearest, rows_of, scores_of
-from .kinds import LSH, SEARCH_SETTINGS, Exact, IndexSettings
+from .kinds import HNSW, LSH, SEARCH_SETTINGS, Exact, IndexSettings
 from .structures import Approximate, Structure
 
 EXACT_BELOW = 20_000
@@ -54,7 +54,7 @@ class Best(NamedTuple):
     row_k: Rows
     score_k: NDArray[np.float32]
     found: int
-    """Items that it came up with."""
+    """Items that it came up with, of k and as many as are excluded."""
     left: int
     """Of these, without those excluded."""
 
@@ -345,6 +345,8 @@ class Index:
             or query_1D.dtype != np.float32
         ):
             return None
+        if isinstance(settings, HNSW) and not np.isfinite(query_1D).all():
+            return None  # Faiss up to 1.13 ends the process
         goal = math.ceil(settings.k_factor * k) + len(excluded)
         spare = 0 if content.n_live == structure.n else goal // 4 + 16
         row_n = structure.propose_to_one(query_1D, goal + spare, settings, threads=self.threads)
@@ -352,9 +354,10 @@ class Index:
         row_n = row_n if content.structure_row_n is None else content.structure_row_n[row_n]
         row_n = row_n[content.live_M[row_n]] if spare else row_n
         row_n.sort()  # of equal scores the lower row comes first
-        found = len(row_n)
+        found, left_out = len(row_n), 0
         if len(excluded):
             row_n = row_n[excluded.take(excluded.searchsorted(row_n), mode="clip") != row_n]
+            left_out = found - len(row_n)
         score_n = content.vector_MD.take(row_n, axis=0).dot(query_1D[0])
         if len(content.delta_row_d):
             key_k = nearest(query_1D, content.delta_vector_dD, k, row_n=content.delta_row_d, excluded=[excluded])[0]
@@ -367,7 +370,8 @@ class Index:
         order_k = (-score_n).argsort(kind="stable")[:k]
         if len(order_k) < k or not math.isfinite(score_n[order_k[0]]):  # as all are of a query that is not finite
             return None
-        return Best(row_k=row_n[order_k], score_k=score_n[order_k], found=found, left=len(row_n))
+        found = min(found, k + len(excluded))
+        return Best(row_k=row_n[order_k], score_k=score_n[order_k], found=found, left=found - left_out)
 
     def _search_base(
         self,

@@ -6,6 +6,7 @@ import math
 from dataclasses import field
 from typing import ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,7 +85,7 @@ class AdapTau(RowLoss):
         trained = count_Q[count_Q > 0].double()
         if not len(trained):
             raise ConfigError("loss: AdapTau counts the pairs of each query, but queries have no id: name one")
-        kept = trained[trained >= trained.quantile(self.least)]
+        kept = trained[trained >= float(np.quantile(trained.cpu().numpy(), self.least))]  # torch's ends at 2^24
         self.pairs = f"{float(kept.sum()):,.0f} of {len(kept):,} queries and {facts.n_live:,} items"
         odds = len(kept) * facts.n_live / (2 * float(kept.sum()))
         self.log_odds = math.log(max(odds, 1 + _LEAST_ODDS))

@@ -53,10 +53,12 @@ class Turn:
 
 def _afterwards(protocols: Iterable[QuickProtocol], answering: Iterator[object]) -> None:
     """What need not keep callers waiting."""
-    for _ in answering:
-        pass
-    for protocol in protocols:
-        protocol.rest()
+    try:
+        for _ in answering:
+            pass
+    finally:
+        for protocol in protocols:
+            protocol.rest()
 
 
 class QuickProtocol(HttpToolsProtocol):
@@ -138,6 +140,12 @@ class QuickProtocol(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP; what came before is answered first."""
+        if self._waits:
+            self.turn.end()
+        super().send_400_response(msg)
 
     def shutdown(self) -> None:
         """The server ends."""
